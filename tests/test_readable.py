@@ -14,7 +14,7 @@ CLASSES_OF = {
     "number": set(),
     "scalar": {"ScalarProgram", "Scalars"},
     "place": set(),
-    "kind": {"KnownKind", "KnownKinds", "LeafKind", "TensorKind"},
+    "kind": {"LeafKind", "TensorKind"},
     "plan": {"MemoryPlan", "Plan", "StepPlan", "TreePlan"},
     "run": {"Run", "BlockRun", "OptimizerRun", "RecordedRun", "SingleRun", "SpaceRun", "TreeRun"},
     "count": {"DeviceCount", "KnownCounts", "OfCount"},

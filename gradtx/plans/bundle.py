@@ -119,7 +119,7 @@ ABSENT = -1
 SHARED_BY_ROWS: frozenset[int] = frozenset()
 
 
-class Call(NamedTuple):
+class Selection(NamedTuple):
     """The leaves, or parts of leaves, that one call of a list program processes.
 
     Attributes:
@@ -189,18 +189,18 @@ class ListBundle(Task):
         self._sets: list[list[Any]] = []
         self._set_of_row: list[int] | None = None
         # What each call of the present phase has processed.
-        self._calls: list[Call] = []
+        self._calls: list[Selection] = []
         # What earlier phases have received for each leaf, by leaf name.
         self._results: list[dict[str, Any]] = []
         self._on_host = True
 
-    def _calls_of(self, items: range | list[int]) -> list[Call]:
+    def _calls_of(self, items: range | list[int]) -> list[Selection]:
         """Return the calls of some items, of bounded size."""
         sizes = list(map(self._sizes.__getitem__, items))
         parts = [items[part] for part in chunks(sizes, self._limit)]
         if parts == [range(len(self.rows))]:
-            return [Call()]
-        return list(map(Call, parts))
+            return [Selection()]
+        return list(map(Selection, parts))
 
     def begin(
         self,
@@ -254,11 +254,11 @@ class ListBundle(Task):
         """Add what has been computed for each leaf to the arguments."""
         raise NotImplementedError
 
-    def columns(self, call: Call) -> list[list[Tensor]]:
+    def columns(self, call: Selection) -> list[list[Tensor]]:
         """Return the lists of a call of the program."""
         raise NotImplementedError
 
-    def free(self, call: Call) -> None:
+    def free(self, call: Selection) -> None:
         """Free the gradients of a call."""
         raise NotImplementedError
 
@@ -338,7 +338,7 @@ class ListBundle(Task):
             # Other calls may have sets that skip other work.
             places = {index: i for i, index in enumerate(dict.fromkeys(own))}
             of_call = list(map(sets.__getitem__, places))
-            if len(of_call) == 1:
+            if of_rows is None or len(of_call) == 1:
                 prepared = function.prepare(*of_call)
                 result = function.run(prepared, self.columns(call))
             else:
@@ -349,7 +349,7 @@ class ListBundle(Task):
             if self._frees:
                 self.free(call)
 
-    def _calls_by_row(self, cases: list[Any]) -> Iterator[tuple[Call, list[int]]]:
+    def _calls_by_row(self, cases: list[Any]) -> Iterator[tuple[Selection, list[int]]]:
         """Yield each call, whose items have the same case, and the set of each item, given the case of each set."""
         assert self._set_of_row is not None
         sets = list(map(self._set_of_row.__getitem__, self.rows))
@@ -416,7 +416,7 @@ class ListBundle(Task):
         payloads = [dict(zip(columns, terms, strict=True)) for terms in rows]
         return LeafTerms(zip(named, payloads, strict=True))
 
-    def names_in(self, call: Call) -> list[str]:
+    def names_in(self, call: Selection) -> list[str]:
         """Return the name of the leaf of each item of a call."""
         return list(map(self.names.__getitem__, call.some(self.rows)))
 

@@ -45,10 +45,10 @@ class ListPrograms:
             program = self.known[of_shapes] = self._recorded(tensors)
             return program
         of_dimensions = self.key, self.form_of, "any sizes", tuple(map(len, shapes))
-        of_sizes = self.known.setdefault(of_dimensions, {})
-        first, *others = of_sizes.values() or [None]
-        if others and all(other is first for other in others):
-            return first
+        of_sizes: dict[int, Any] = self.known.setdefault(of_dimensions, {})
+        programs = list(of_sizes.values())
+        if len(programs) > 1 and all(x is programs[0] for x in programs):
+            return programs[0]
         program = self.known[of_shapes] = self._recorded(tensors)
         of_sizes[size] = program
         return program

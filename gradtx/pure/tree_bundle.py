@@ -11,8 +11,8 @@ from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf
 from gradtx.plans.bundle import (
     ABSENT,
-    Call,
     ListBundle,
+    Selection,
     differ_by_leaf,
     entries_of_a_call,
 )
@@ -149,7 +149,7 @@ class TreeBundle(ListBundle):
             )
         return list(sets), set_of_row
 
-    def columns(self, call: Call) -> list[list[Tensor]]:
+    def columns(self, call: Selection) -> list[list[Tensor]]:
         columns = self._read
         if call.at is not None:
             columns = map(call.some, columns)

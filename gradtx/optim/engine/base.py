@@ -18,7 +18,6 @@ from gradtx.base.plain import LAYOUT, STRIDED, TYPES, holds_its_values
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion, has_regions
 from gradtx.optim.engine.family import MemberFamily
-from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.engine.overlap import overlapping, tensors_of
 from gradtx.optim.engine.step_plan import StepPlan, fingerprint_of
 from gradtx.optim.engine.views import (
@@ -28,6 +27,7 @@ from gradtx.optim.engine.views import (
     is_positional,
 )
 from gradtx.optim.explain import Launch
+from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
 from gradtx.plans.families import LeafKind, forms_of
@@ -130,6 +130,7 @@ class Engine(ABC):
             return [], members
         alike: list[list[Member]] = []
         leaves: list[Leaf] = []
+        overlaps: set[int] = set()
         if plan is None:
             overlaps = overlapping(members)
             alike = self._sorted(members, step, overlaps)

@@ -14,8 +14,8 @@ from gradtx.base.errors import StateKey
 from gradtx.compiler.terms import constants_in
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import scaling_from
-from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.engine.views import cut
+from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.plans.families import Family, LeafKind, signature_of

@@ -35,9 +35,8 @@ from gradtx.compiler.write_kernels import Moved
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine.base import Engine
 from gradtx.optim.engine.family import MemberFamily
-from gradtx.optim.gradients import GRAD
 from gradtx.optim.engine.joint import tasks_of
-from gradtx.optim.engine.lists import ListEngine, MemberBundle, Piece
+from gradtx.optim.engine.lists import ListEngine, MemberBundle, Parts
 from gradtx.optim.engine.views import (
     RefusedError,
     are_in_order,
@@ -47,9 +46,10 @@ from gradtx.optim.engine.views import (
     view_or_copy,
 )
 from gradtx.optim.explain import Launch
+from gradtx.optim.gradients import GRAD
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.plans.bundle import ABSENT, Call, NamedLeaf, scalars_for
+from gradtx.plans.bundle import ABSENT, NamedLeaf, Selection, scalars_for
 from gradtx.plans.function import Signature
 from gradtx.plans.kernel_function import list_by_leaf
 from gradtx.plans.phases import RecordedPhase
@@ -103,10 +103,10 @@ class KernelBundle(MemberBundle):
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool
-    ) -> tuple[list[Piece], list[int], list[int], int]:
+    ) -> Parts:
         """Return no columns: kernels take addresses, and all leaves at once."""
         count = len(members)
-        return [], list(range(count)), [0] * count, 0
+        return Parts([], list(range(count)), [0] * count, 0)
 
     def check(self) -> None:
         """Check that there are kernels for these leaves, and note the sizes of groups of axes.
@@ -241,7 +241,7 @@ class KernelBundle(MemberBundle):
         if self._set_of_row is not None:
             params = [member.param for member in self.stepping]
             pairs = enumerate(self._set_of_row)
-            self._calls = [Call([row for row, index in pairs if index != ABSENT])]
+            self._calls = [Selection([row for row, index in pairs if index != ABSENT])]
         results: list[Any] = []
         if phase.names:
             results = inputs.kernels.results(inputs.scalars, by_leaf, inputs.rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from gradtx.optim.engine.base import (
     Engine,
     slots_are_shaped_as,
 )
-from gradtx.optim.gradients import GRAD
 from gradtx.optim.engine.family import (
     MemberFamily,
     first_entries,
@@ -47,12 +46,13 @@ from gradtx.optim.engine.views import (
     put_back,
     view_or_copy,
 )
+from gradtx.optim.gradients import GRAD
 from gradtx.optim.run import COUNT, GRADIENT, Member
 from gradtx.plans.bundle import (
     ABSENT,
-    Call,
     FormOf,
     ListBundle,
+    Selection,
     differ_by_leaf,
     entries_of_a_call,
     list_form_of,
@@ -89,9 +89,10 @@ class MemberBundle(ListBundle):
     ):
         device = local(members[0].param).device
         names = [member.name for member in members]
-        pieces, *divided = self._divided(members, signature, splits)
-        super().__init__(members[0].name, device, names, *divided)
-        self._columns = Columns(pieces, signature)
+        parts = self._divided(members, signature, splits)
+        rows, sizes, limit = parts.rows, parts.sizes, parts.limit
+        super().__init__(members[0].name, device, names, rows, sizes, limit)
+        self._columns = Columns(parts.pieces, signature)
         self.operations = phases
         self.members = self.stepping = members
         self.signature = signature
@@ -115,9 +116,9 @@ class MemberBundle(ListBundle):
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool
-    ) -> tuple[list[Piece], list[int], list[int], int]:
-        """Return leaves and parts of leaves, with the row and the entries of each, and the most entries of a call."""
-        return _pieces_of(members, splits, signature)
+    ) -> Parts:
+        """Return the leaves, of which large ones are divided."""
+        return _parts_of(members, splits, signature)
 
     def needs_run(self) -> bool:
         signature = self.signature
@@ -133,25 +134,27 @@ class MemberBundle(ListBundle):
         Args:
             have_gradients: Whether all parameters have gradients.
         """
-        numbers = self._numbers() if self._has_more else list(map(COUNT, self.members))
-        if have_gradients and numbers.count(numbers[0]) == len(numbers):
+        keys = (
+            self._keys_of_sets() if self._has_more else list(map(COUNT, self.members))
+        )
+        if have_gradients and keys.count(keys[0]) == len(keys):
             self.stepping = self.members
-            return {0: numbers[0]}, None
+            return {0: keys[0]}, None
         gradients = map(GRADIENT, self.members)
         are_present = list(map(operator.is_not, gradients, itertools.repeat(None)))
         self.stepping = list(itertools.compress(self.members, are_present))
-        rows = list(itertools.compress(range(len(numbers)), are_present))
+        rows = list(itertools.compress(range(len(keys)), are_present))
         rows.reverse()
-        last_wins = zip(map(numbers.__getitem__, rows), rows, strict=True)
+        last_wins = zip(map(keys.__getitem__, rows), rows, strict=True)
         first = dict(last_wins)  # the first row of each set
         sets = dict(zip(first, itertools.count(), strict=False))
-        set_of_row = [ABSENT] * len(numbers)
+        set_of_row = [ABSENT] * len(keys)
         for row in rows:
-            set_of_row[row] = sets[numbers[row]]
-        return {row: of_row for of_row, row in first.items()}, set_of_row
+            set_of_row[row] = sets[keys[row]]
+        return {row: key for key, row in first.items()}, set_of_row
 
-    def _numbers(self) -> list[Any]:
-        """Return what the scalars of each row depend on: its count, and where they may differ, group and equal slots."""
+    def _keys_of_sets(self) -> list[Any]:
+        """Return what the scalars of each row depend on: its count; where they differ, group and equal slots, too."""
         columns: list[Any] = [map(COUNT, self.members)]
         if self._groups:
             columns.append(self._groups)
@@ -169,13 +172,13 @@ class MemberBundle(ListBundle):
             leaf.inputs = (None, leaf.key.param)  # the program receives the rest
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
-    def columns(self, call: Call) -> list[list[Tensor]]:
+    def columns(self, call: Selection) -> list[list[Tensor]]:
         columns = self._columns.of(call, self.signature.by_leaf, self.run)
         for results in self._results:
             columns.append([local(results[name]) for name in self.names_in(call)])
         return columns
 
-    def free(self, call: Call) -> None:
+    def free(self, call: Selection) -> None:
         self._columns.free_gradients(call)
 
     def terms_by_leaf(
@@ -206,21 +209,16 @@ class MemberBundle(ListBundle):
             super().share(name, value)
 
     def _write_equal(self, name: EqualSlot, values: list[Any]) -> None:
-        """Write the new values of a slot that is equal in all rows of a call, or in those of one set, once for a row."""
+        """Write the new values of a slot that is equal in all rows with one set of scalars."""
         slots = self._equal[name.key]
-        new: dict[int, Any] = {}
+        dtype = slots[0].dtype
+        value_of_row: dict[int, Tensor] = {}
         for call, value in zip(self._calls, values, strict=True):
             rows = call.some(self.rows)
-            by_row = differ_by_leaf(value)
-            new.update(zip(rows, value if by_row else [value] * len(rows), strict=True))
-        dtype = slots[0].dtype
-        tensors = {
-            id(value): self.as_tensor(value, dtype) for value in new.values()
-        }
-        copy_each_(
-            [slots[row] for row in new],
-            [tensors[id(value)] for value in new.values()],
-        )
+            if not differ_by_leaf(value):
+                value = [self.as_tensor(value, dtype)] * len(rows)
+            value_of_row.update(zip(rows, value, strict=True))
+        copy_each_([slots[row] for row in value_of_row], list(value_of_row.values()))
 
     def _by_leaf(
         self, values: Any, dtype: torch.dtype, leaves: list[str]
@@ -263,6 +261,22 @@ class MemberBundle(ListBundle):
 
 # A range of entries of a parameter's flat alias, or None for the whole parameter.
 Piece = tuple[Member, slice | None]
+
+
+class Parts(NamedTuple):
+    """Leaves, and parts of leaves, for calls of bounded size.
+
+    Attributes:
+        pieces: As above.
+        rows: The row of each in its bundle.
+        sizes: The entries of each.
+        limit: The most entries of a call.
+    """
+
+    pieces: list[Piece]
+    rows: list[int]
+    sizes: list[int]
+    limit: int
 
 
 class Columns:
@@ -315,7 +329,9 @@ class Columns:
             return plain(tensor)
         return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
-    def of(self, call: Call, by_leaf: Sequence[str], run: Any) -> list[list[Tensor]]:
+    def of(
+        self, call: Selection, by_leaf: Sequence[str], run: Any
+    ) -> list[list[Tensor]]:
         """Return the arguments of a call, with the current gradients and extras."""
         columns, params, are_whole = self._columns, self._params, self._are_whole
         if call.at is not None:
@@ -348,7 +364,7 @@ class Columns:
             put_back(*zip(*self._copies, strict=True))
             self._copies = []
 
-    def free_gradients(self, call: Call) -> None:
+    def free_gradients(self, call: Selection) -> None:
         """Free the gradients of parameters of a call that no later one contains a part of."""
         for member, window in call.some(self._pieces):
             if window is None or window.stop == entries_of(member.param):
@@ -369,9 +385,7 @@ def _first_entry(member: Member, window: slice | None) -> Tensor:
     return torch.full((), start, dtype=torch.int64, device=local(member.param).device)
 
 
-def _pieces_of(
-    members: list[Member], splits: bool, signature: Signature
-) -> tuple[list[Piece], list[int], list[int], int]:
+def _parts_of(members: list[Member], splits: bool, signature: Signature) -> Parts:
     """Divide large leaves, for lists of bounded size: of the leaves, and of their largest slots."""
     has_codes = bool(signature.layout.codes)
     limit = entries_of_a_call(local(members[0].param).device, has_codes)
@@ -399,7 +413,7 @@ def _pieces_of(
             pieces.append((member, slice(start, min(start + part, size))))
             rows.append(row)
             sizes.append(limit + 1)  # a chunk of its own
-    return pieces, rows, sizes, limit
+    return Parts(pieces, rows, sizes, limit)
 
 
 _SHARED = ProgramsOfChains()

@@ -1,4 +1,4 @@
-"""The plan of an optimizer's steps: bundles that write parameters and slots in place, as long as these are as they were.
+"""The plan of an optimizer's steps: bundles that write parameters and slots in place, as long as these stay.
 
 Its rows are all parameters with slots. Which of them have a gradient, and how often each has stepped, are data of a
 step.
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import MemoryGuard
-from gradtx.optim.gradients import GRAD, likely_gradient, stand_in
 from gradtx.optim.engine.overlap import extent_of, have_overlap
+from gradtx.optim.gradients import GRAD, likely_gradient, stand_in
 from gradtx.optim.run import Member, TensorKind
 from gradtx.optim.step import STATE, Step
 from gradtx.plans.plan import Plan

@@ -37,7 +37,9 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize("compile", [False, True], ids=["lists", "compiled"])
 @pytest.mark.parametrize(
-    "tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.lion(lr=0.1))], ids=["adamw", "clip"]
+    "tx",
+    [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.lion(lr=0.1))],
+    ids=["adamw", "clip"],
 )
 def test_two_sizes_of_as_many_dimensions_are_recorded_and_others_share_the_program(
     tx, compile, recorded, forget_programs

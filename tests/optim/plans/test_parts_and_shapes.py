@@ -272,14 +272,14 @@ def test_the_program_of_a_leaf_that_has_its_sizes_is_not_that_of_its_parts(name,
     param = torch.nn.Parameter(torch.zeros(64, 64))
     optimizer = gradtx.as_optimizer(gradtx.chain(rule(), gradtx.scale(-1.0)), [param], compile=compile)
     seen = []
-    original = lists._pieces_of
+    original = lists._parts_of
 
     def noted(*arguments):
-        pieces, *divided = original(*arguments)
-        seen.extend(pieces)
-        return pieces, *divided
+        parts = original(*arguments)
+        seen.extend(parts.pieces)
+        return parts
 
-    monkeypatch.setattr(lists, "_pieces_of", noted)
+    monkeypatch.setattr(lists, "_parts_of", noted)
     param.grad = noise(0, param.shape)
     optimizer.step()
     torch.testing.assert_close(param.detach(), -function(param.grad))

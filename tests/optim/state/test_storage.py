@@ -379,9 +379,7 @@ def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monk
                 param.grad = noise(10 * step + i, param.shape)
             optimizer.step()
         sizes = [
-            sum(param.numel() for param in each.columns(call)[0])
-            for each in plan_of(optimizer)
-            for call in each._whole
+            sum(param.numel() for param in each.columns(call)[0]) for each in plan_of(optimizer) for call in each._whole
         ]
         # Rows of three entries do not fill a block, so such a leaf is not divided.
         assert max(sizes) <= most or (
