@@ -686,6 +686,8 @@ class Step:
                 if rest:
                     of_engine, rest = engine.bundles(self, rest)
                     bundles += of_engine
+                elif not self.members:
+                    engine.note_idle_step()
         eager = rest if self.all_have_gradients else self._alone(bundles, rest)
         if traits.agrees and len(self.groups) > 1:
             self._check_agreement()

@@ -284,9 +284,9 @@ def of_slot_replaced(case: Case) -> str | None:
 
 
 def of_count(case: Case) -> str | None:
-    """Of one parameter, or of all."""
+    """Of one parameter that has stepped, or of all."""
     states = [(name, case.optimizer.state.get(param, {})) for name, param in case.params.items()]
-    states = [(name, state) for name, state in states if isinstance(state.get("step"), Tensor)]
+    states = [(name, state) for name, state in states if isinstance(state.get("step"), Tensor) and state["step"]]
     if not states:
         return None
     count = float(case.rng.randint(1, 30))

@@ -152,6 +152,12 @@ class Engine(ABC):
         plan.members = members
         return plan.tasks, plan.rest
 
+    def note_idle_step(self) -> None:
+        """Note a step in which no parameter steps."""
+        plan = self.plans.get(None)
+        if plan is not None:
+            plan.taking_part, plan.tasks, plan.absent = [], [], plan.rest
+
     def forget(self) -> None:
         """Drop all plans, which hold parameters and slots."""
         self.plans.clear()

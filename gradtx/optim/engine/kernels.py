@@ -95,8 +95,8 @@ class KernelBundle(MemberBundle):
         self._constants: list[tuple[float, ...]] = [()] * len(members)
         # Whether the memory of a contiguous gradient has the order of its parameter's.
         self._are_usual = all(map(is_usual, self._params))
-        # Whether kernels read gradients like those of the plan where they are.
-        self._are_read_in_place = False
+        # The rows that may have gradients of the planned layout which kernels do not read where they are.
+        self._may_need_copies = set(range(len(members)))
         # Whether kernels run on copies, since some tensors are transposed, ...; and the copies that they write.
         self._needs_order = self.signature.ordered and not are_in_order(self._tensors)
         self._copies: list[list[Tensor]] = []
@@ -240,8 +240,7 @@ class KernelBundle(MemberBundle):
         self._calls, params = self._whole, self._params
         if self._set_of_row is not None:
             params = [member.param for member in self.stepping]
-            pairs = enumerate(self._set_of_row)
-            self._calls = [Selection([row for row, index in pairs if index != ABSENT])]
+            self._calls = [Selection(list(self._present_rows()))]
         results: list[Any] = []
         if phase.names:
             results = inputs.kernels.results(inputs.scalars, by_leaf, inputs.rows)
@@ -273,11 +272,12 @@ class KernelBundle(MemberBundle):
         if self._needs_order:
             self._copies = [list(map(in_order, column)) for column in self._tensors]
             self.locate()
-        if self.are_as_planned and self._are_read_in_place:
+        if self.are_as_planned and self._are_read_in_place():
             rows = [list(map(Tensor.data_ptr, gradients))]
         else:
             rows = [self._addresses(gradients, copies)]
-            self._are_read_in_place = not copies and self.are_as_planned
+            if self.are_as_planned and not copies:
+                self._may_need_copies.difference_update(self._present_rows())
         for name in self.signature.by_leaf:
             tree = self.run.leaf_extras[name]
             column = [tree[member.name] for member in self.members]
@@ -288,6 +288,18 @@ class KernelBundle(MemberBundle):
         elif not table.has(rows, written):
             table.update(dict(enumerate(rows, written)))
         return table, copies
+
+    def _are_read_in_place(self) -> bool:
+        """Whether kernels read all present gradients, which are like those of the plan, where they are."""
+        return not self._may_need_copies or self._may_need_copies.isdisjoint(
+            self._present_rows()
+        )
+
+    def _present_rows(self) -> Sequence[int]:
+        if self._set_of_row is None:
+            return range(len(self.members))
+        pairs = enumerate(self._set_of_row)
+        return [row for row, index in pairs if index != ABSENT]
 
     def _first_table(self, read: list[list[int]]) -> Table:
         """Return where parameters and slots are, and the arguments in `read`."""

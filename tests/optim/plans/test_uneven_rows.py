@@ -74,3 +74,20 @@ def test_one_group_has_a_number_where_another_has_a_tensor_under_a_scaler(make, 
             optimizer.step()
         both.append(params)
     torch.testing.assert_close(*both, rtol=1e-12, atol=0)
+
+
+@BOTH
+def test_a_transposed_gradient_is_read_in_its_order_also_after_a_step_without_it(compile):
+    ours, theirs = parameters(), parameters()
+    optimizer = gradtx.optim.AdamW(ours, lr=0.1, compile=compile)
+    reference = torch.optim.AdamW(theirs, lr=0.1)
+    for present in ({0, 1, 2, 3}, {1, 2}, {0, 1}, {1, 3}, {0, 1, 2, 3}):
+        for i, (param, other) in enumerate(zip(ours, theirs, strict=True)):
+            param.grad = other.grad = None
+            if i in present:
+                gradient = torch.linspace(-1.0, 1.0, param.numel()).double().view_as(param)
+                param.grad = gradient.mT.contiguous().mT if i == 0 else gradient
+                other.grad = gradient.clone()
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
