@@ -461,6 +461,15 @@ class Route:
         )
 
 
+def evaluation_weights(leaf: Leaf, operations: list[Any]) -> Any:
+    """Return the evaluation weights of the last link that has any, or None."""
+    for operation in reversed(operations):
+        weights = operation.evaluate(leaf)
+        if weights is not None:
+            return weights
+    return None
+
+
 def stored_only_error(leaf: Leaf) -> TypeError:
     """Return the error for a gradient of a leaf whose dtype torch does not compute with."""
     return TypeError(
@@ -475,14 +484,6 @@ def complex_error(link: str, leaf: Leaf) -> TypeError:
         f"{link}: leaf {leaf.name!r} is complex, which this link does not support because it depends on more "
         f"than entries and norms; {REMEDY}, or send the leaf to another transformation with partition(...)"
     )
-
-
-def check_extras_of(leaves: Iterable[Leaf]) -> None:
-    """Raise an error for extras that do not fit a leaf."""
-    for leaf in leaves:
-        for operation in leaf.operations:
-            for represented in operation.represents:
-                represented.check(leaf)
 
 
 def prepare(leaves: Iterable[Leaf]) -> None:
