@@ -311,9 +311,15 @@ class Operation:
         """Whether it looks at entries, and at nothing of the shape of a leaf but the number of these at most."""
         return self.traits.elementwise
 
-    def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
-        """Whether programs may run it for this leaf; `skips_work` is whether they skip work that is not due."""
-        return self.traits.compiles or (skips_work and self.traits.skippable)
+    def refusal(self, leaf: Leaf, skips_work: bool) -> str:
+        """Return why programs may not run it for this leaf, in words; empty if they may.
+
+        Args:
+            leaf: The leaf.
+            skips_work: Whether programs skip work that is not due.
+        """
+        may_run = skips_work and self.traits.skippable
+        return "" if may_run else self.traits.refusal
 
     def check(self, leaf: Leaf) -> None:
         """Raise an error for extras that do not fit the leaf, before any computation."""

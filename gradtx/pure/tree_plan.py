@@ -405,13 +405,10 @@ class TreePlan(Plan["TreeBundle"]):
                 continue
             row = TreeRow.of(leaf, places.get(name), *trees, tensors)
             # Whether recording is worth an attempt.
-            if all(
-                operation.has_program(leaf, skips_work=True)
-                for operation in leaf.operations
-            ):
-                rows.append(row)
-            else:
+            if any(op.refusal(leaf, skips_work=True) for op in leaf.operations):
                 self._leave_alone(row)
+            else:
+                rows.append(row)
         return rows
 
     def _leave_alone(self, row: TreeRow) -> None:

@@ -18,7 +18,6 @@ from gradtx.base.plain import LAYOUT, STRIDED, TYPES, holds_its_values
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion, has_regions
 from gradtx.optim.engine.family import MemberFamily
-from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.engine.overlap import overlapping, tensors_of
 from gradtx.optim.engine.step_plan import StepPlan, fingerprint_of
 from gradtx.optim.engine.views import (
@@ -28,6 +27,7 @@ from gradtx.optim.engine.views import (
     is_positional,
 )
 from gradtx.optim.explain import Launch
+from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
 from gradtx.plans.families import LeafKind, forms_of
@@ -307,10 +307,11 @@ class Engine(ABC):
         """
         skips_work = self.skips_work and step.host_knows_scalars
         for operation in leaf.operations:
-            if not operation.has_program(leaf, skips_work):
+            reason = operation.refusal(leaf, skips_work)
+            if reason:
                 stage = ".".join(operation.path)
-                logger.debug("%s has no program", stage)
-                raise RefusedError(f"{stage} has no program")
+                logger.debug("%s has no program: %s", stage, reason)
+                raise RefusedError(f"{stage} has no program: {reason}")
 
     def check_shard(self, leaf: Leaf, flat: bool) -> None:
         """Check that programs may run a shard.
