@@ -52,7 +52,7 @@ from gradtx.execution.expansion import (
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Passed, Place, Scope
-from gradtx.execution.traits import Traits
+from gradtx.execution.traits import DRAWS, ONLY_LISTS, Traits
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.state.storage import StateDtype, Storage
 from gradtx.transform import (
@@ -140,6 +140,7 @@ class Options(TreeOptions, total=False):
     agree: str | tuple[str, ...]
     takes_complex: bool | Callable[[Bound], bool] | None
     compiles: bool | str | Callable[[Bound], bool | str] | None
+    because: str | Callable[[Bound], str]
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
     check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
     ahead: str | tuple[str, ...]
@@ -177,6 +178,7 @@ _DEFAULTS: dict[str, Any] = {
     "length": "keeps",
     "dims": None,
     "compiles": None,
+    "because": "",
     "capturable": None,
     "random": False,
     "whole": False,
@@ -353,8 +355,6 @@ class Spec:
         capturable = option("capturable")
         if capturable is None:
             capturable = compiles is not False
-        if compiles is None:
-            compiles = not self._options["random"]
         dims = option("dims")
         whole = option("whole")
         owner_reads: tuple[str, ...] = ()
@@ -366,7 +366,7 @@ class Spec:
         traits = Traits(
             elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
-            compiles=compiles is True and "grad_fn" not in needs,
+            refusal=self._refusal(arguments, compiles, capturable),
             skippable=compiles == "lists",
             capturable=capturable is not False,
             waits_at_first=capturable == "after first",
@@ -401,6 +401,23 @@ class Spec:
             factory=self,
             arguments=arguments,
         )
+
+    def _refusal(self, arguments: Bound, compiles: Any, capturable: Any) -> str:
+        """Return why programs may not run the rule, in words; empty if they may."""
+        random = self._options["random"]
+        if compiles is None:
+            compiles = not random
+        calls = "grad_fn" in self.needs_of(arguments)
+        if compiles is True:
+            return "it calls grad_fn at other weights" if calls else ""
+        because = self.option("because", arguments)
+        if because:
+            return because
+        if compiles == "lists":
+            return ONLY_LISTS
+        if random:
+            return DRAWS
+        return "it is declared to run alone" if capturable else "it may read values"
 
     def remade(self, arguments: Mapping[str, Any]) -> Rule:
         """Return the rule for other argument values than those of a call."""
@@ -973,6 +990,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             the adapter's `compile=True`; False for one that always runs for each leaf alone; or a function of the
             arguments that returns this. Random rules default to False; with True or "lists", only `init` may draw,
             since noise depends on the leaf's name, which a program for many leaves does not know.
+        because: Why, if `compiles` says that no program, or none of kernels, runs the rule: words that follow "it has
+            no program:" in `optimizer.explain()`; or a function of the arguments that returns them. By default, what
+            the other options tell.
         capturable: Whether a CUDA graph may replay the rule: it reads no value on the host, and calls no factorization
             for which the host waits (`torch.linalg.eigh`, `svd`, `inv`; `qr` and `cholesky_ex` are fine); "after first"
             if this holds for all updates of a leaf but the first; or a function of the arguments that returns this.

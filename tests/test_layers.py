@@ -72,6 +72,17 @@ def test_no_module_imports_from_a_room_above():
     assert upward == []
 
 
+def test_the_optimizer_imports_nothing_of_pure_updates():
+    """What both hosts need belongs to a room below them."""
+    crossing = [
+        (name, other)
+        for name in MODULES
+        for other in imports_of(name)
+        if name.startswith("optim") and other.startswith("pure")
+    ]
+    assert crossing == []
+
+
 def test_no_modules_import_in_a_circle():
     graphlib.TopologicalSorter({name: set(imports_of(name)) for name in MODULES}).prepare()
 

@@ -23,7 +23,14 @@ __all__ = ["aro"]
 LEAST = 1e-8  # lower bound of the norms of rows and columns
 
 
-@per_tensor(whole=True, dims=(2, 2), compiles="lists", amplifies=True, length="sets")
+@per_tensor(
+    whole=True,
+    dims=(2, 2),
+    compiles="lists",
+    because="no kernel computes its QR decomposition",
+    amplifies=True,
+    length="sets",
+)
 def scale_by_aro(base: Literal["sinkhorn", "row"] = "sinkhorn", iterations: Count = 5):
     r"""Return the direction of `aro` of a momentum, without its scale."""
 

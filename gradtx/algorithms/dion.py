@@ -31,6 +31,7 @@ __all__ = [
     dims=(2, 2),
     random=True,
     compiles="lists",
+    because="no kernel computes its QR decomposition",
     amplifies=True,
     length="sets",
 )

@@ -24,6 +24,7 @@ __all__ = ["lbfgs", "scale_by_lbfgs"]
     shared={"count": 0.0, "gamma": 1.0},
     agree=("history", "curvature", "first"),
     compiles=False,
+    because="its small systems amplify how a program rounds",
     capturable=True,
 )
 def scale_by_lbfgs(

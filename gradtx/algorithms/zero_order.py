@@ -295,7 +295,7 @@ class EstimateOperation(RuleOperation):
         traits = Traits(
             elementwise=False,
             takes_complex=False,
-            compiles=False,
+            refusal="it asks for losses before any leaf is processed",
             capturable=False,
             random=True,
             makes_gradient=True,

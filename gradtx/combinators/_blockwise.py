@@ -196,7 +196,7 @@ class InBlocks(Operation):
         self.role = operation.role
         self.traits = Traits(
             elementwise=False,
-            compiles=False,
+            refusal="it processes the blocks of a leaf side by side",
             capturable=operation.traits.capturable,
             waits_at_first=operation.traits.waits_at_first,
             hessian_period=operation.traits.hessian_period,

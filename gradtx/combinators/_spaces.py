@@ -19,7 +19,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Run, Scope, as_flag, selected
-from gradtx.execution.traits import Traits
+from gradtx.execution.traits import DRAWS, Traits
 from gradtx.rules import Combinator
 from gradtx.transform import GradientTransformation
 
@@ -332,6 +332,11 @@ class LazyInnerTensor:
         return LazyInnerTensor(self._coordinates, -self._tensor)
 
 
+# Why programs may not run a space.
+STAYS = "only programs over lists skip the work of steps in which its basis stays"
+SHARES = "what is inside draws random numbers, or has sums or values of all leaves"
+
+
 class EnterSpace(RuleOperation):
     """Convert a leaf to the inner coordinates, before the inner transformation."""
 
@@ -339,10 +344,13 @@ class EnterSpace(RuleOperation):
 
     def __init__(self, run: SpaceRun, scope: Scope, inner: Route, by_leaf: bool):
         space = run.space
+        refusal = STAYS if by_leaf else SHARES
+        if space.draws is not None:
+            refusal = DRAWS
         traits = Traits(
             elementwise=False,
             takes_complex=False,
-            compiles=False,
+            refusal=refusal,
             skippable=by_leaf,
             capturable=space.capturable,
             waits_at_first=space.waits_at_first,
@@ -361,10 +369,10 @@ class EnterSpace(RuleOperation):
         self.space_run = run
         self.inner = inner
 
-    def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
+    def refusal(self, leaf: Leaf, skips_work: bool) -> str:
         """Without skipping, programs compute no bases and take no part in the space's commit."""
         changes = self.space_run.space.changes(leaf.shape)
-        return self.traits.skippable and (skips_work or not changes)
+        return super().refusal(leaf, skips_work or not changes)
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the widest dtype that any inner link computes in, since the coordinates convert all their values."""
@@ -412,8 +420,8 @@ class LeaveSpace(RuleOperation):
         self.traits = enter.traits
         self._enter = enter
 
-    def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
-        return self._enter.has_program(leaf, skips_work)
+    def refusal(self, leaf: Leaf, skips_work: bool) -> str:
+        return self._enter.refusal(leaf, skips_work)
 
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `EnterSpace` initializes the slots."""

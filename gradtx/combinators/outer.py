@@ -33,6 +33,7 @@ from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import Branch, Leaf, Route, Steps
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Scope, as_flag
+from gradtx.execution.traits import ONLY_LISTS
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation
 
@@ -256,6 +257,11 @@ class Outer(Combinator):
         return Frame(self.tx, init, enter, leave, evaluate, clock, takes_none="anchor")
 
 
+# Why programs may not run the operation before the outer transformation.
+EXCHANGES = "it sends tensors to other ranks in this step"
+UNCERTAIN = "the host does not know whether it sends tensors to other ranks"
+
+
 class Synchronize(Enter):
     """The operation before the outer transformation: it averages over ranks, and lets it see the anchors.
 
@@ -287,7 +293,7 @@ class Synchronize(Enter):
             if compress is not None:
                 # Lists skip the choice of entries at other steps; kernels would make it at each.
                 self.traits = dataclasses.replace(
-                    self.traits, elementwise=False, compiles=False, skippable=True
+                    self.traits, elementwise=False, refusal=ONLY_LISTS, skippable=True
                 )
             return
         if _torch.inside_transform() or torch.compiler.is_compiling():
@@ -297,12 +303,13 @@ class Synchronize(Enter):
             )
         waits = self.run.initial or sends is not False
         exchanges = waits or due is not False
+        refusal = "" if isinstance(scope.count, int) else UNCERTAIN
         self.traits = dataclasses.replace(
             self.traits,
             elementwise=compress is None or not exchanges,
             waits=waits,
             exchanges=exchanges,
-            compiles=not exchanges and isinstance(scope.count, int),
+            refusal=EXCHANGES if exchanges else refusal,
             capturable=False,
         )
 

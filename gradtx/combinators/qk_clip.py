@@ -134,7 +134,12 @@ def _check_heads(
             )
 
 
-@per_tensor(check=_check_heads, compiles=False, capturable=True)
+@per_tensor(
+    check=_check_heads,
+    compiles=False,
+    because="which logits were passed may differ in each step",
+    capturable=True,
+)
 def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     """Multiply each head by a power of its gamma."""
 

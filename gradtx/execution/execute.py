@@ -311,9 +311,15 @@ class Operation:
         """Whether it looks at entries, and at nothing of the shape of a leaf but the number of these at most."""
         return self.traits.elementwise
 
-    def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
-        """Whether programs may run it for this leaf; `skips_work` is whether they skip work that is not due."""
-        return self.traits.compiles or (skips_work and self.traits.skippable)
+    def refusal(self, leaf: Leaf, skips_work: bool) -> str:
+        """Return why programs may not run it for this leaf, in words; empty if they may.
+
+        Args:
+            leaf: The leaf.
+            skips_work: Whether programs skip work that is not due.
+        """
+        may_run = skips_work and self.traits.skippable
+        return "" if may_run else self.traits.refusal
 
     def check(self, leaf: Leaf) -> None:
         """Raise an error for extras that do not fit the leaf, before any computation."""
@@ -461,6 +467,15 @@ class Route:
         )
 
 
+def evaluation_weights(leaf: Leaf, operations: list[Any]) -> Any:
+    """Return the evaluation weights of the last link that has any, or None."""
+    for operation in reversed(operations):
+        weights = operation.evaluate(leaf)
+        if weights is not None:
+            return weights
+    return None
+
+
 def stored_only_error(leaf: Leaf) -> TypeError:
     """Return the error for a gradient of a leaf whose dtype torch does not compute with."""
     return TypeError(
@@ -475,14 +490,6 @@ def complex_error(link: str, leaf: Leaf) -> TypeError:
         f"{link}: leaf {leaf.name!r} is complex, which this link does not support because it depends on more "
         f"than entries and norms; {REMEDY}, or send the leaf to another transformation with partition(...)"
     )
-
-
-def check_extras_of(leaves: Iterable[Leaf]) -> None:
-    """Raise an error for extras that do not fit a leaf."""
-    for leaf in leaves:
-        for operation in leaf.operations:
-            for represented in operation.represents:
-                represented.check(leaf)
 
 
 def prepare(leaves: Iterable[Leaf]) -> None:

@@ -37,7 +37,7 @@ from gradtx.execution.execute import (
     name_of_leaf,
     resumed,
 )
-from gradtx.execution.traits import Traits
+from gradtx.execution.traits import DRAWS, Traits
 
 Operations: TypeAlias = list[Any]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -121,6 +121,13 @@ def has_regions(operations: Operations) -> bool:
     return any(isinstance(operation, OwnedRegion) for operation in operations)
 
 
+def _refusal_at_owner(link: Traits) -> str:
+    """Return why programs may not run an operation in a region; empty if they may."""
+    if link.random:
+        return DRAWS
+    return "programs skip no work of an owner" if link.skippable else link.refusal
+
+
 class OwnedRegion(Operation):
     """Operations that run on whole tensors, on the owner of each leaf.
 
@@ -139,7 +146,7 @@ class OwnedRegion(Operation):
         self._following = following
         traits = [operation.traits for operation in self.represents]
         self.traits = Traits(
-            compiles=all(link.compiles and not link.random for link in traits),
+            refusal=next(filter(None, map(_refusal_at_owner, traits)), ""),
             keeps_slots=any(operation.traits.keeps_slots for operation in operations),
             of_leaf=True,
         )

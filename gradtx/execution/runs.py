@@ -310,6 +310,16 @@ def selected(
     return {name: torch.where(condition, new[name], old[name]) for name in new}
 
 
+def moved_along(
+    origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor
+) -> dict[str, Tensor]:
+    """Return the parameters after a step of this length along `direction`."""
+    return {
+        name: origin[name] + length.to(step.device, step.dtype) * step
+        for name, step in direction.items()
+    }
+
+
 def restarted(
     values: dict[str, Tensor], first: Mapping[str, Tensor], restarts: bool | Tensor
 ) -> dict[str, Tensor]:

@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+# Why programs may not run an operation.
+DRAWS = "it draws random numbers, which follow from the name of a leaf"
+ONLY_LISTS = "it is declared for programs over lists, which skip work that is not due"
+
 
 def empty_dict() -> dict[str, Any]:
     """Return an empty dict; as the default of a field, dynamo accepts this function, but not `dict[str, Any]`."""
@@ -26,8 +30,8 @@ class Traits:
             number of dimensions.
         takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
         template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
-        compiles: Whether programs may run it for all leaves; see `Operation.has_program`.
-        skippable: Whether programs may run it, although `compiles` is False, if they skip work that is not due.
+        refusal: Why programs may not run it for all leaves, in words; empty if they may. See `Operation.refusal`.
+        skippable: Whether they may nevertheless, if they skip work that is not due.
         capturable: Whether a CUDA graph may replay it: it reads no value on the host, and no factorization in it has
             the host wait.
         waits_at_first: Whether this holds only from the second update of a leaf on.
@@ -60,7 +64,7 @@ class Traits:
     takes_complex: bool = True
     takes_none: bool = False
     template_slot: str | None = None
-    compiles: bool = True
+    refusal: str = ""
     skippable: bool = False
     capturable: bool = True
     waits_at_first: bool = False
@@ -85,6 +89,11 @@ class Traits:
     wire: torch.dtype | None = None
     makes_gradient: bool = False
     prepares: bool = False
+
+    @property
+    def compiles(self) -> bool:
+        """Whether programs may run it for all leaves."""
+        return not self.refusal
 
     @property
     def has_sums(self) -> bool:

@@ -84,7 +84,7 @@ class TreeOperation(Operation):
         self.traits = Traits(
             elementwise=False,
             takes_complex=False,
-            compiles=False,
+            refusal="it processes whole trees at once",
             capturable=capturable,
             agree=agree,
             waits=True,

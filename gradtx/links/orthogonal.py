@@ -348,6 +348,7 @@ def _is_iterated(arguments):
     dims=(2, 2),
     # Only the iteration: the host reads whether eigenvalues converged.
     compiles=lambda arguments: True if _is_iterated(arguments) else "lists",
+    because="no kernel computes its eigenvalues",
     capturable=_is_iterated,
     amplifies=True,
 )
@@ -411,6 +412,7 @@ def _is_hard(arguments):
     whole=True,
     dims=(2, 2),
     compiles=lambda arguments: True if _is_hard(arguments) else "lists",
+    because="no kernel computes its eigenvalues",
     capturable=_is_hard,
     length="bounds",
 )

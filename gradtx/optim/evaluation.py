@@ -14,10 +14,10 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.exact import CPU, exact_dtype
 from gradtx.base.messages import warn_user
 from gradtx.execution.context import Clock
+from gradtx.execution.execute import evaluation_weights
 from gradtx.optim.groups import params_of
 from gradtx.optim.run import leaf_of
 from gradtx.optim.state import States, as_slot
-from gradtx.pure.tree_run import evaluation_weights
 
 # The slot of the training weights in state dicts that were saved in evaluation mode.
 TRAINED = "trained"

@@ -17,8 +17,8 @@ from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
 from gradtx.base.tree import map_tensors
+from gradtx.execution.extras import FUNCTIONS
 from gradtx.optim.chain_checks import warn_of_replicas
-from gradtx.pure.tree_run import FUNCTIONS
 from gradtx.transform import GradientTransformation
 
 

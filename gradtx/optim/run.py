@@ -24,8 +24,8 @@ from gradtx.distributed.redistribution import distributed_like, gradient_like
 from gradtx.distributed.sums import total
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
-from gradtx.execution.runs import Run
-from gradtx.pure.tree_run import as_scalar, moved_along
+from gradtx.execution.extras import as_scalar
+from gradtx.execution.runs import Run, moved_along
 from gradtx.state.layout import Layout, State
 
 # Up to this count, float32 holds every whole number.

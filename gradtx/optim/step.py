@@ -34,9 +34,16 @@ from gradtx.execution.execute import (
     Observer,
     Operation,
     Route,
-    check_extras_of,
     execute,
     prepare,
+)
+from gradtx.execution.extras import (
+    FUNCTIONS,
+    add_extras,
+    check_extras,
+    check_extras_of,
+    is_by_leaf,
+    split_extras,
 )
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place
@@ -79,13 +86,6 @@ from gradtx.optim.run import (
 )
 from gradtx.plans.bundle import is_on_accelerator
 from gradtx.plans.hyperparameters import Structure, each_item
-from gradtx.pure.tree_run import (
-    FUNCTIONS,
-    add_extras,
-    check_extras,
-    is_by_leaf,
-    split_extras,
-)
 
 CALL = "step(closure"
 STATE = operator.attrgetter("state")

@@ -23,6 +23,7 @@ from gradtx.base.ambient import without_ambient
 from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense
+from gradtx.execution.extras import as_scalar
 from gradtx.plans.hyperparameters import ChainOf
 from gradtx.pure import structures as _trees
 from gradtx.pure import tree_plan as _plans
@@ -61,7 +62,7 @@ def update(call: _pure.UpdateCall) -> Any:
     known = {}
     for name, value in extras.items():
         if isinstance(value, float) or _is_0d(value):
-            known[name] = _pure.as_scalar(name, value)
+            known[name] = as_scalar(name, value)
     tensors: list[Tensor] = []
     structure = _structure_of((updates, state, params), tensors)
     if structure is None:

@@ -26,6 +26,7 @@ from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense, is_plain
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import FROZEN, Leaf, execute
+from gradtx.execution.extras import as_scalar
 from gradtx.execution.runs import LateTerm, Run
 from gradtx.plans.bundle import FunctionOf, is_on_accelerator, list_function_of
 from gradtx.plans.cache import ProgramsOfChains
@@ -45,7 +46,6 @@ from gradtx.pure.tree_bundle import TreeBundle, TreeRow
 from gradtx.pure.tree_run import (
     TreeRun,
     UpdateCall,
-    as_scalar,
     count_after,
     records_gradients,
 )
@@ -407,13 +407,10 @@ class TreePlan(Plan["TreeBundle"]):
                 continue
             row = TreeRow.of(leaf, places.get(name), *trees, tensors)
             # Whether recording is worth an attempt.
-            if all(
-                operation.has_program(leaf, skips_work=True)
-                for operation in leaf.operations
-            ):
-                rows.append(row)
-            else:
+            if any(op.refusal(leaf, skips_work=True) for op in leaf.operations):
                 self._leave_alone(row)
+            else:
+                rows.append(row)
         return rows
 
     def _leave_alone(self, row: TreeRow) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.base.complex_views import check_real, real_views
+from gradtx.base.complex_views import real_views
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
-from gradtx.base.exact import CPU, exact, is_stored_only
+from gradtx.base.exact import CPU, is_stored_only
 from gradtx.base.forward import Transformation
-from gradtx.base.messages import nearest, warn_user
+from gradtx.base.messages import warn_user
 from gradtx.base.plain import TYPES, are_strided
 from gradtx.distributed.redistribution import completed
 from gradtx.execution.context import Clock
@@ -25,12 +24,20 @@ from gradtx.execution.execute import (
     Leaf,
     Observer,
     Route,
-    check_extras_of,
+    evaluation_weights,
     execute,
     initialize,
     prepare,
 )
-from gradtx.execution.runs import Run
+from gradtx.execution.extras import (
+    add_extras,
+    as_scalar,
+    check_examples,
+    check_extras,
+    check_extras_of,
+    split_extras,
+)
+from gradtx.execution.runs import Run, moved_along
 from gradtx.state.nested import (
     LEAF_STEPS,
     NestedState,
@@ -41,8 +48,6 @@ from gradtx.state.nested import (
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import check_patterns
 
-# Extras that are functions, and their results.
-FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
 LONG = 100  # updates of one graph, after which a loop is warned
 
 
@@ -572,161 +577,19 @@ def _leaves_of(
     return leaves
 
 
-def add_extras(leaf: Leaf, trees: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give a leaf its entries of the extras by leaf, in the dtype that rules compute in."""
-    if trees:
-        leaf.extras = dict(leaf.extras)  # all leaves share it
-    for extra, values in trees.items():
-        value = values[leaf.name]
-        if value is not None:
-            has_examples = leaf.run.known_extras[extra] == "examples"
-            _check_entry(extra, leaf, value, value.shape[:1] if has_examples else ())
-            value = value.to(leaf.compute_dtype)
-        leaf.extras[extra] = value
-
-
-def _check_entry(extra: str, leaf: Leaf, value: Tensor, leading: Sequence[int]) -> None:
-    name, shape = leaf.name, (*leading, *leaf.shape)
-    if leaf.is_complex:
-        raise TypeError(
-            f"{extra}: leaf {name!r} is complex, but per-leaf extras support only real leaves; pass None"
-        )
-    check_real(name, value, extra)
-    if value.shape != shape:
-        raise ValueError(
-            f"{extra}: leaf {name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
-        )
-    if value.device != leaf.device:
-        raise ValueError(
-            f"{extra}: leaf {name!r} is on {value.device}, but its parameter is on {leaf.device}; pass "
-            f"{extra} there, by .to(param.device)"
-        )
-
-
-def check_extras(
-    tx: Transformation,
-    params: Any,
-    extras: dict[str, Any],
-    call: str = "update(updates, state, params",
-) -> dict[str, str]:
-    """Check the extras of a call, and return the kinds of all extras that `tx` knows."""
-    kinds, needs = tx._requirements()
-    for name in extras:
-        if name not in kinds:
-            raise TypeError(
-                f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}"
-            )
-    for typed, _, need in needs:
-        if need == "params":
-            if params is None:
-                raise ValueError(f"{typed} needs params: call {call})")
-            continue
-        # hessian_diag=None means 'keep the last one', but the key is still required.
-        if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
-            # In an optimizer's step, the closure itself serves as grad_fn and value_fn.
-            more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
-            raise ValueError(f"{typed} needs {need}: call {call}{more})")
-    return kinds
-
-
-def is_by_leaf(kind: str) -> bool:
-    """Whether an extra of this kind has a tensor for each leaf."""
-    return kind.startswith("leaf") or kind == "examples"
-
-
-def _check_examples(extra: str, tree: Mapping[str, Any]) -> None:
-    """Check that all leaves of an extra have a leading axis of one size."""
-    first: tuple[str, int] | None = None
-    for name, value in tree.items():
-        if value is None:
-            continue
-        if not value.ndim:
-            raise ValueError(
-                f"{extra}: leaf {name!r} is 0-d, needs a leading axis with an entry for each example"
-            )
-        if first is None:
-            first = name, len(value)
-        elif len(value) != first[1]:
-            raise ValueError(
-                f"{extra}: leaf {name!r} has {len(value)} examples in its leading axis, but leaf {first[0]!r} has "
-                f"{first[1]}"
-            )
-
-
 def with_examples(call: UpdateCall) -> UpdateCall:
     """Return a call whose updates are gradients of examples, for a chain that takes these, with them as an extra.
 
     The updates become zeros without memory of their own, because the chain's first link replaces them.
     """
     samples, unflatten = _tree.flatten(call.updates, "updates")
-    _check_examples("updates", samples)
+    check_examples("updates", samples)
     placeholders = {
         name: None if value is None else value.new_zeros(()).expand(value.shape[1:])
         for name, value in samples.items()
     }
     extras = {**call.extras, "grad_sample": call.updates}
     return call._replace(updates=unflatten(placeholders), extras=extras)
-
-
-def split_extras(
-    extras: dict[str, Any], kinds: dict[str, str], names: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Split extras into those that all leaves share and those by leaf."""
-    scalars = {}
-    trees = {}
-    for name, value in extras.items():
-        if value is None:
-            scalars[name] = None
-        elif name in FUNCTIONS:
-            if not callable(value):
-                raise TypeError(
-                    f"{name} must be a function params -> {FUNCTIONS[name]}, got {value!r}"
-                )
-            scalars[name] = value
-        elif is_by_leaf(kinds[name]):
-            trees[name] = _tree.match(value, names, name, "updates")
-            if kinds[name] == "examples":
-                _check_examples(name, trees[name])
-        elif kinds[name].startswith("tensors"):
-            scalars[name] = _tensors(name, value)
-        else:
-            scalars[name] = as_scalar(name, value)
-    return scalars, trees
-
-
-def _tensors(name: str, value: Any) -> dict[str, Tensor]:
-    """Check an extra that is a dict of tensors with its own names, which are not those of leaves."""
-    if not isinstance(value, Mapping) or not all(
-        isinstance(tensor, Tensor) for tensor in value.values()
-    ):
-        raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
-    return dict(value)
-
-
-def moved_along(
-    origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor
-) -> dict[str, Tensor]:
-    """Return the parameters after a step of this length along `direction`."""
-    return {
-        name: origin[name] + length.to(step.device, step.dtype) * step
-        for name, step in direction.items()
-    }
-
-
-def as_scalar(name: str, value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        number = value
-    elif isinstance(value, numbers.Real):
-        number = exact(value, CPU)
-    else:
-        raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
-    if number.is_complex():
-        raise TypeError(f"{name} must be real, got {value!r}")
-    if number.ndim:
-        raise ValueError(
-            f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}"
-        )
-    return number.to(torch.promote_types(number.dtype, torch.float32))
 
 
 def eval_params(tx: Transformation, state: Any, params: Any) -> Any:
@@ -758,15 +621,6 @@ def _eval_params(tx: Transformation, state: Any, params: Any) -> Any:
         chosen[name] = weights.to(param.dtype, copy=True)
     run.release()
     return unflatten(chosen)
-
-
-def evaluation_weights(leaf: Leaf, operations: list[Any]) -> Any:
-    """Return the evaluation weights of the last link that has any, or None."""
-    for operation in reversed(operations):
-        weights = operation.evaluate(leaf)
-        if weights is not None:
-            return weights
-    return None
 
 
 def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:

@@ -563,6 +563,54 @@ def test_explain_says_why_a_parameter_runs_alone():
     assert "alone: 2 parameters (0.weight, 1.weight)" in repr(optimizer.explain())
 
 
+@gradtx.per_tensor(compiles=False, because="it counts whatever it sees")
+def counting():
+    def update(u, state, p, ctx):
+        return u, state
+
+    return update
+
+
+@gradtx.per_tensor(compiles=False)
+def undeclared():
+    def update(u, state, p, ctx):
+        return u, state
+
+    return update
+
+
+@gradtx.whole_tree()
+def whole():
+    def update(updates, state, params, ctx):
+        return updates, state
+
+    return update
+
+
+REASONS = {
+    "counting has no program: it counts whatever it sees": counting,
+    "undeclared has no program: it may read values": undeclared,
+    "whole has no program: it processes whole trees at once": whole,
+    "scale_by_lbfgs has no program: its small systems amplify how a program rounds": gradtx.scale_by_lbfgs,
+    "scale_by_psgd_kron has no program: it draws random numbers, which follow from the name of a leaf": (
+        lambda: gradtx.scale_by_psgd_kron(probes="random")
+    ),
+    "low_rank has no program: it draws random numbers, which follow from the name of a leaf": (
+        lambda: gradtx.low_rank(gradtx.adamw(), rank=2, projection="random")
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_explain_says_why_a_rule_has_no_program(reason):
+    params = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    optimizer = gradtx.as_optimizer(gradtx.chain(REASONS[reason](), gradtx.scale(-0.1)), params)
+    for param in params:
+        param.grad = torch.ones(3, 3)
+    optimizer.step()
+    assert {(way.way, way.reason) for way in optimizer.explain()} == {("alone", reason)}
+
+
 def ways_of_steps_that_equal_pure_updates(tx, shapes, without=lambda step: ()):
     """How each leaf runs in an optimizer whose weights end where pure updates take them."""
     params = noise(0, shapes)

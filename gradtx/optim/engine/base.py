@@ -314,10 +314,11 @@ class Engine(ABC):
         """
         skips_work = self.skips_work and step.host_knows_scalars
         for operation in leaf.operations:
-            if not operation.has_program(leaf, skips_work):
+            reason = operation.refusal(leaf, skips_work)
+            if reason:
                 stage = ".".join(operation.path)
-                logger.debug("%s has no program", stage)
-                raise RefusedError(f"{stage} has no program")
+                logger.debug("%s has no program: %s", stage, reason)
+                raise RefusedError(f"{stage} has no program: {reason}")
 
     def check_shard(self, leaf: Leaf, flat: bool) -> None:
         """Check that programs may run a shard.

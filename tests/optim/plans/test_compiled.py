@@ -494,7 +494,29 @@ def test_a_compiler_that_fails_is_asked_once_and_explained(name, monkeypatch, fo
 def test_links_without_kernels_say_so():
     params, optimizer = optimizers(lambda: gradtx.soap(lr=0.1), shapes={"matrix": (3, 4), "other": (4, 3)})[1]
     walk(params, optimizer, 3)
-    assert {(way.way, way.reason) for way in optimizer.explain()} == {("lists", "scale_by_soap has no program")}
+    reason = "scale_by_soap has no program: only programs over lists skip the work of steps in which its basis stays"
+    assert {(way.way, way.reason) for way in optimizer.explain()} == {("lists", reason)}
+
+
+KERNEL_REASONS = {
+    "scale_by_shampoo has no program: it is declared for programs over lists, which skip work that is not due": (
+        gradtx.shampoo
+    ),
+    "scale_by_dion has no program: no kernel computes its QR decomposition": gradtx.dion,
+    "scale_by_nuclear_norm has no program: no kernel computes its eigenvalues": (
+        lambda: gradtx.chain(gradtx.scale_by_nuclear_norm("exact"), gradtx.scale(-0.1))
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", KERNEL_REASONS)
+def test_explain_says_why_no_kernel_runs_a_rule(reason):
+    param = torch.nn.Parameter(torch.eye(3))
+    optimizer = gradtx.as_optimizer(KERNEL_REASONS[reason](), [param], compile=True)
+    param.grad = torch.ones(3, 3)
+    optimizer.step()
+    (way,) = optimizer.explain()
+    assert (way.way, way.reason) == ("lists", reason)
 
 
 def test_nothing_changes_when_a_step_is_refused():

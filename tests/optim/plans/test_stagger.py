@@ -201,7 +201,7 @@ def test_no_later_step_of_an_alias_renews_all_leaves(name):
 @pytest.fixture
 def alone(monkeypatch, forget_programs):
     """Leaves without turns step one at a time, like those with turns: programs may round differently."""
-    monkeypatch.setattr(RuleOperation, "has_program", lambda operation, leaf, skips_work: False)
+    monkeypatch.setattr(RuleOperation, "refusal", lambda operation, leaf, skips_work: "a test")
     forget_programs()
 
 
