@@ -388,8 +388,9 @@ class Step:
 
     def _stepping(self) -> tuple[list[Member], bool]:
         """Return the rows that step, and whether all have gradients."""
-        rows = self.rows
-        have_gradients = list(map(operator.is_not, map(GRADIENT, rows), NONES))
+        rows, have_gradients = self.rows, self.have_gradients
+        if rows is not self._every or not self.begins_with_all:
+            have_gradients = list(map(operator.is_not, map(GRADIENT, rows), NONES))
         if all(have_gradients):
             return rows, True
         if self._takes_none:

@@ -272,7 +272,9 @@ class KernelBundle(MemberBundle):
         if self._needs_order:
             self._copies = [list(map(in_order, column)) for column in self._tensors]
             self.locate()
-        if self.are_as_planned and self._are_read_in_place():
+        if self.are_as_planned and (
+            not self._may_need_copies or self._are_read_in_place()
+        ):
             rows = [list(map(Tensor.data_ptr, gradients))]
         else:
             rows = [self._addresses(gradients, copies)]
@@ -291,9 +293,7 @@ class KernelBundle(MemberBundle):
 
     def _are_read_in_place(self) -> bool:
         """Whether kernels read all present gradients, which are like those of the plan, where they are."""
-        return not self._may_need_copies or self._may_need_copies.isdisjoint(
-            self._present_rows()
-        )
+        return self._may_need_copies.isdisjoint(self._present_rows())
 
     def _present_rows(self) -> Sequence[int]:
         if self._set_of_row is None:
