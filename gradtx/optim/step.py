@@ -845,7 +845,9 @@ class Step:
         # leaf's new state.
         taken = leaf.memory()
         new_slots = leaf.new_slots(taken)
-        if self.core.capturable:
+        # Programs know the slots of a leaf that runs alone in this step since it has no gradient.
+        is_absent = self._takes_none and leaf.key.param.grad is None
+        if self.core.capturable or is_absent:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new_slots.items():
                 leaf.state[key].copy_(value)

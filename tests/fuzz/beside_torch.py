@@ -36,6 +36,8 @@ CLASSES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Adadelta", {"lr": 1.0}),
 )
 WAYS = ("lists", "lists", "compiled", "compiled", "leaf by leaf", "capturable", "consuming")
+# Whose parameters may be complex in both libraries.
+COMPLEX = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")
 # Whose counts say nothing that slots say, too.
 COUNTED = ("AdamW", "Adam", "RAdam", "Adamax")
 
@@ -149,7 +151,9 @@ def begun(rng: random.Random) -> tuple[Pair, str, str]:
     own_options = {**options, **({"capturable": True} if way == "capturable" else {})}
     number = rng.choice((1, 1, 2, 3, len(SHAPES)))
     generator = torch.Generator().manual_seed(rng.randrange(2**30))
-    values = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in SHAPES]
+    share = rng.choice((0.0, 0.3)) if name in COMPLEX and not options.get("amsgrad") else 0.0
+    dtypes = [torch.complex128 if rng.random() < share else torch.float64 for _ in SHAPES]
+    values = [torch.randn(shape, dtype=dtype, generator=generator) for shape, dtype in zip(SHAPES, dtypes, strict=True)]
     rates = [rng.choice((1.0, 0.3)) for _ in range(number)]
     optimizers: list[Any] = []
     of_both: list[list[Parameter]] = []
@@ -169,7 +173,7 @@ def step(pair: Pair, way: str, share: float) -> None:
     present: list[int] = []
     for i, (param, other) in enumerate(zip(pair.params, pair.others, strict=True)):
         param.grad = other.grad = None
-        gradient = torch.randn(param.shape, dtype=torch.float64, generator=generator)
+        gradient = torch.randn(param.shape, dtype=param.dtype, generator=generator)
         if pair.rng.random() < share:
             present.append(i)
             is_transposed = gradient.ndim > 1 and pair.rng.random() < 0.1

@@ -364,7 +364,7 @@ def added(case: Case) -> str | None:
     """Another parameter, in a group of its own."""
     if case.shard is not None or case.chain in ONE_GROUP or len(case.params) > 8:
         return None
-    name = f"more{len(case.params)}.weight"
+    name = f"more{case.rng.randrange(2**20)}.weight"
     shape = case.rng.choice(((5, 4), (2, 2), (5,), ()))
     case.params[name] = Parameter(torch.full(shape, 0.5, dtype=torch.float64))
     case.optimizer.add_param_group({"params": [(name, case.params[name])]})

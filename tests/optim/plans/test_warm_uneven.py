@@ -134,3 +134,20 @@ def test_nothing_grows_over_many_steps(name, compile):
         step(optimizer, params, some(rng))
     step(optimizer, params, set(range(6)))
     assert live() <= before
+
+
+@WAYS
+def test_a_rule_that_takes_none_writes_where_programs_find_it(compile, work):
+    params, rng = parameters(), random.Random(0)
+    optimizer = gradtx.as_optimizer(gradtx.accumulate(CHAINS["adamw"](), every=2), params, compile=compile)
+    reference = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    line_by_line = gradtx.as_optimizer(gradtx.accumulate(CHAINS["adamw"](), every=2), reference)
+    for t in range(12):
+        present = some(rng) if t % 3 else set(range(len(SHAPES)))
+        if t == 4:
+            work.clear()
+        step(optimizer, params, present)
+        assert t < 4 or "planned" not in work
+        with gradtx.eagerly():
+            step(line_by_line, reference, present)
+        torch.testing.assert_close(params, reference, rtol=1e-5, atol=1e-7)
