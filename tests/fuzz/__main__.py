@@ -10,7 +10,7 @@ import warnings
 
 from tqdm import tqdm
 
-from tests.fuzz import chains, edits, rules, states, watches, wide
+from tests.fuzz import beside_torch, chains, edits, rules, states, watches, wide
 
 KINDS = {
     "rules": rules.run,
@@ -19,6 +19,7 @@ KINDS = {
     "poisoned narrow": lambda seed: wide.run_poisoned(seed, chains.drawn_case),
     "states": states.run,
     "edits": edits.run,
+    "beside torch": beside_torch.run,
     "wide": wide.run,
     "poisoned wide": wide.run_poisoned,
     "watches": watches.run,

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.pure import graph_node as graphs
-from tests.fuzz import chains, edits, rules, states, watches, wide, wrappers
+from tests.fuzz import beside_torch, chains, edits, rules, states, watches, wide, wrappers
 
 
 def by_night(seeds):
@@ -86,6 +86,12 @@ def test_damaged_states_are_refused_by_name_and_change_nothing(first):
 def test_each_step_after_random_edits_is_that_of_a_new_optimizer_with_the_state(first):
     for seed in range(first, first + 20):
         edits.run(seed)
+
+
+@pytest.mark.parametrize("first", [0, *by_night(range(20, 2000, 20))])
+def test_steps_whose_gradients_come_and_go_are_those_of_torch_after_the_same_edits(first):
+    for seed in range(first, first + 20):
+        beside_torch.run(seed)
 
 
 @pytest.mark.parametrize("first", [234, *by_night(range(0, len(watches.PAIRS), 6))])
