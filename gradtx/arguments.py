@@ -375,8 +375,13 @@ class Argument:
         if not isinstance(value, tuple | list):
             expected = "a list of ints" if are_ints else "a tuple of numbers"
             raise self._misfit(expected, value)
-        if not are_ints:
-            self._check_length(value)
+        has_length = isinstance(self.default, tuple | list) and not self.any_length
+        if has_length and not are_ints and len(value) != len(self.default):
+            raise ValueError(
+                f"{self.who}: {self.name} must have {len(self.default)} entries, got {len(value)}"
+            )
+        if not (value or are_ints):
+            raise ValueError(f"{self.who}: {self.name} must have at least one entry")
         check = self._int if are_ints else self._scalar
         checked = []
         for i, entry in enumerate(value):
@@ -385,15 +390,6 @@ class Argument:
                 entry = check(entry, f"{self.name}[{i}]", interval)
             checked.append(entry)
         return tuple(checked)
-
-    def _check_length(self, value: Sequence[Any]) -> None:
-        has_length = isinstance(self.default, tuple | list) and not self.any_length
-        if has_length and len(value) != len(self.default):
-            raise ValueError(
-                f"{self.who}: {self.name} must have {len(self.default)} entries, got {len(value)}"
-            )
-        if not value:
-            raise ValueError(f"{self.who}: {self.name} must have at least one entry")
 
     def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):
@@ -625,7 +621,7 @@ class Arguments:
 def varies(value: Any) -> bool:
     """Whether the value that a body receives may change between steps: a tensor (written in place) or a schedule."""
     if isinstance(value, tuple):
-        return any(varies(item) for item in value)
+        return any(map(varies, value))
     return isinstance(value, Tensor | Schedule)
 
 

@@ -622,8 +622,8 @@ class FactoryCall(GradientTransformation):
         return len(children) > 0 and all(child._maximizes for child in children)
 
     def _skeleton(self) -> Any:
-        if not self._spec.is_ours:
-            # A user's function may reference any object, which a shared program would keep alive.
+        if self._is_scheduled or not self._spec.is_ours:
+            # A schedule, or a user's function, may refer to any object, which a shared program would keep alive.
             return None
         # The group of an alias's other branch, such as Muon's fallback, does not show whether the alias maximizes.
         parts: list[Any] = [self._spec, self._maximizes]

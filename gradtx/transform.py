@@ -7,7 +7,6 @@ import inspect
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -579,8 +578,9 @@ class Chain(GradientTransformation):
             return self._last_amplifier
         last = 0
         for i, tx in enumerate(self._txs):
-            if any(link._amplifies for link in tx._every_link()):
-                last = i
+            for _, link in tx._typed_links():
+                if link._amplifies:
+                    last = i
         if not torch.compiler.is_compiling():  # dynamo would guard what it reads
             self._set(_last_amplifier=last)
         return last
@@ -633,29 +633,30 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
         >>> gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=1e-4))
         chain(clip_by_global_norm(1.0), adamw(lr=0.0001))
     """
+    flat: list[GradientTransformation] = []
     for i, tx in enumerate(txs):
         if isinstance(tx, list | tuple):
             raise TypeError(
                 f"chain: argument {i + 1} is a {type(tx).__name__} of links; pass its items: chain(*links)"
             )
         check_transformation("chain", f"argument {i + 1}", tx)
-    flat = tuple(
-        link for tx in txs for link in (tx._txs if isinstance(tx, Chain) else (tx,))
-    )
+        flat.extend(tx._txs if isinstance(tx, Chain) else (tx,))
     if not torch.compiler.is_compiling() and _is_called_by_user():
         warn_of_order("chain", txs)
-    return flat[0] if len(flat) == 1 else Chain(flat, not is_checked_already())
+    if len(flat) == 1:
+        return flat[0]
+    return Chain(tuple(flat), not is_checked_already())
 
 
 def _is_called_by_user() -> bool:
     """Whether the caller of `chain` is neither of this library nor the body of an alias, which runs many times."""
     caller = sys._getframe(2)
-    frames = (caller, caller.f_back)
-    return not any(frame is not None and _is_of_library(frame) for frame in frames)
-
-
-def _is_of_library(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").startswith("gradtx.")
+    for frame in (caller, caller.f_back):
+        if frame is None:
+            continue
+        if frame.f_globals.get("__name__", "").startswith("gradtx."):
+            return False
+    return True
 
 
 def warn_of_order(who: str, txs: Iterable[GradientTransformation]) -> None:

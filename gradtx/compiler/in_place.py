@@ -114,13 +114,10 @@ class MemoryPlan:
         for argument in node.all_input_nodes:
             for root in self._roots[argument]:
                 for item in self._sharing[root]:
-                    if self._last_use_of(item) == self._at[node]:
+                    uses = map(self.last_use.__getitem__, self._roots[item])
+                    if max(uses) == self._at[node]:
                         freed[item] = None
         return list(freed)
-
-    def _last_use_of(self, node: Node) -> int:
-        """Return the index of the last node that reads the memory of a node."""
-        return max(self.last_use[root] for root in self._roots[node])
 
     def _roots_of(self, node: Node) -> dict[Node, Case]:
         """Return the nodes whose memory a node may share, each with its case; itself if it has its own memory."""

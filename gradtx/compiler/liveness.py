@@ -203,8 +203,13 @@ def split_copies(graph: Graph) -> None:
     `meta["case"]` of a copy is its case, and `meta["covers"]` whether the argument is written in all cases.
     """
     for node in list(graph.nodes):
-        if node.target in FILLING:
-            _fill_for_each(node)
+        if node.target not in FILLING:
+            continue
+        # A separate list for each reader, so that it is filled only in the cases of that reader.
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                other = graph.node_copy(node)
+            user.replace_input_with(node, other)
     for node in list(graph.nodes):
         if node.target is aten.copy_.default:
             node.meta["covers"] = not _may_be_argument(node.args[1], node.args[0])
@@ -213,14 +218,6 @@ def split_copies(graph: Graph) -> None:
         # A scalar may be a condition.
         if node.target is aten.where.self and is_list(node) and not node.users:
             graph.erase_node(node)
-
-
-def _fill_for_each(node: Node) -> None:
-    """Fill a separate list for each reader, so that it is filled only in the cases of that reader."""
-    for user in list(node.users)[1:]:
-        with node.graph.inserting_before(user):
-            other = node.graph.node_copy(node)
-        user.replace_input_with(node, other)
 
 
 def _may_be_argument(source: Any, argument: Any) -> bool:

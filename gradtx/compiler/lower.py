@@ -87,7 +87,8 @@ def lower(
     _set_kinds(recording)
     simplify(graph)
     _set_kinds(recording)  # again: values computed from leaf flags are scalars now
-    mark_on_device(graph, [recording.scalars[i] for i in on_device])
+    if on_device:
+        mark_on_device(graph, [recording.scalars[i] for i in on_device])
     merge_equal(graph)
     skip_inner_selections(graph)
     select_sums(graph)

@@ -136,9 +136,12 @@ class _Writer(Text):
         self._needs = program.needs
         # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which
         # leaves of a call agree, are lists where the program runs; and the names of these as tensors.
-        self._of_sets = self._following([program.arguments[i] for i in varying])
-        deciding = self._deciding() if self._of_sets else set()
-        self._varying = [node for node in self._of_sets if node not in deciding]
+        self._of_sets: list[Node] = []
+        self._varying: list[Node] = []
+        if varying:
+            self._of_sets = self._following([program.arguments[i] for i in varying])
+            deciding = self._deciding()
+            self._varying = [node for node in self._of_sets if node not in deciding]
         self._varying_tensors: dict[tuple[Node, torch.dtype], str] = {}
         self._is_in_run = True
         self._lines: list[str] = []  # of the function that is being generated
@@ -171,7 +174,7 @@ class _Writer(Text):
         Raises:
             UnsuitableProgramError: If other values that leaves share do, too.
         """
-        reached = following(self._program.graph, varying) if varying else set()
+        reached = following(self._program.graph, varying)
         for node in reached:
             if node.op == "call_function" and node.meta["kind"] == "tensor":
                 raise UnsuitableProgramError("what leaves share follows from scalars")
@@ -406,7 +409,8 @@ class _Writer(Text):
             return None  # the options of operations on lists are Python scalars
         if name != "norm" and _torch.on_lists(f"{name}_") is None:
             return None
-        name, options = self._by_leaf(name, operands, options)
+        if self._varying:
+            name, options = self._by_leaf(name, operands, options)
         texts = [f"{option}={self.text(value)}" for option, value in options.items()]
         return [name, *map(self.text, operands), *texts]
 

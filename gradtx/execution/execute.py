@@ -394,7 +394,7 @@ class Route:
     def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
         self.operations = operations
         self.frozen = frozen
-        self._forks = any(isinstance(operation, Branch) for operation in operations)
+        self._forks = Branch in map(type, operations)
 
     @classmethod
     def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Route:

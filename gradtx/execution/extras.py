@@ -123,8 +123,7 @@ def as_scalar(name: str, value: Any) -> Tensor:
 
 def add_extras(leaf: Leaf, trees: Mapping[str, Mapping[str, Any]]) -> None:
     """Give a leaf its entries of the extras by leaf, in the dtype that rules compute in."""
-    if trees:
-        leaf.extras = dict(leaf.extras)  # all leaves share it
+    leaf.extras = dict(leaf.extras)  # all leaves share it
     for extra, values in trees.items():
         value = values[leaf.name]
         if value is not None:

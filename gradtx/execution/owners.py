@@ -118,7 +118,7 @@ def _runs_on_shards(operation: Any) -> bool:
 
 
 def has_regions(operations: Operations) -> bool:
-    return any(isinstance(operation, OwnedRegion) for operation in operations)
+    return OwnedRegion in map(type, operations)
 
 
 def _refusal_at_owner(link: Traits) -> str:

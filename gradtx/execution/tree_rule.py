@@ -43,9 +43,8 @@ class Functions(NamedTuple):
         functions: tuple[Any, ...] = (
             returned if isinstance(returned, tuple) else (None, returned)
         )
-        if not 2 <= len(functions) <= 3 or not all(
-            callable(function) for function in functions[1:]
-        ):
+        has_functions = all(map(callable, functions[1:]))
+        if not (has_functions and 2 <= len(functions) <= 3):
             raise TypeError(
                 f"{name}: must return update, (init, update) or (init, update, evaluate), got {returned!r}"
             )

@@ -137,8 +137,8 @@ class Core:
         """Properties of the chain."""
         route = self.members.expanded.route
         traits = route.traits()
-        needs = self.members.tx.needs
         kinds, requirements = self.members.tx._requirements()
+        needs = {need for _, _, need in requirements}
         return ChainTraits(
             takes_none=any(link.takes_none for link in traits),
             agrees=any(link.agree for link in traits),

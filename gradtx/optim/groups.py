@@ -201,7 +201,12 @@ class GroupSettings:
         self.codes: dict[str, str] = {}
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
-        self._positions = {name: i for i, name in enumerate(self.entries)}
+        # Whether a link reads a learning rate of this group, or a bound of one.
+        self.reads_rate = False
+        self._positions: dict[str, int] = {}
+        for i, (name, entry) in enumerate(self.entries.items()):
+            self._positions[name] = i
+            self.reads_rate |= entry.argument.name in RATES
         self.sources: Values = {}
         self._defaults: Values = {}  # what the group had not specified
         for name, entry in self.entries.items():
@@ -226,11 +231,6 @@ class GroupSettings:
         self._accepted = AcceptedValues(self.tx, self.entries)
         self._values: Values = self._accepted.values
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
-
-    @property
-    def reads_rate(self) -> bool:
-        """Whether a link reads a learning rate of this group, or a bound of one."""
-        return any(entry.argument.name in RATES for entry in self.entries.values())
 
     def follows_schedule(self, name: str) -> bool:
         return has_schedule(self.sources[name])
@@ -338,7 +338,8 @@ class GroupSettings:
     def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive for leaves there."""
         known, tx = self._chains.get(device, ({}, self.tx))
-        if have_same_values(known, values):
+        # Tensors are compared by identity.
+        if is_same(tuple(known.values()), tuple(values.values())):
             return tx
         hyperparameters = self._hyperparameters_of(values, self.structure)
         tensors = [number_on(device, item) for item in hyperparameters.values]
@@ -593,11 +594,6 @@ def is_same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b)
-
-
-def have_same_values(a: Values, b: Values) -> bool:
-    """Whether two sets of hyperparameters are equal, where tensors are compared by identity."""
-    return is_same(tuple(a.values()), tuple(b.values()))
 
 
 def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:

@@ -202,7 +202,9 @@ class States:
         leaf_of_kind: dict[Any, Leaf] = {}
         for param in params:
             leaf = None
-            kind = _kind_at_start(param)
+            kind = None  # what initial slots depend on, where leaves start alike
+            if is_plain(param):
+                kind = TensorKind.of(param), param.stride()
             if not run.selectors:
                 leaf = leaf_of_kind.get(kind)
             if leaf is None:
@@ -213,7 +215,9 @@ class States:
                 if leaf.key.param is param:
                     leaves.append(leaf)
             leaf_for[param] = leaf
-        assign_owners(leaves, members, self.members.replicas)
+        replicas = self.members.replicas
+        if replicas is not None or any(map(is_sharded, params)):
+            assign_owners(leaves, members, replicas)
         initialize(leaves)
         # Copies: an initial value may be a hyperparameter's tensor.
         for path, values in run.new_shared.items():
@@ -258,7 +262,11 @@ class States:
                 )
         run = OptimizerRun(self.by_param, members, initial=True)
         last = self._last_start
-        if last is None or not last.is_for(chains, run.device):
+        if last is not None and not (
+            last.run.device == run.device and chains.items() <= last.chains.items()
+        ):
+            last = None
+        if last is None:
             run.seen_slots = self.seen_slots
             routes = {
                 device: Route.of(chain, run, 0) for device, chain in chains.items()
@@ -576,16 +584,6 @@ class _Start(NamedTuple):
     shared: dict[Path, dict[str, Any]]
     stores: dict[Path, Store]
 
-    def is_for(
-        self,
-        chains: Mapping[torch.device, GradientTransformation],
-        device: torch.device,
-    ) -> bool:
-        """Whether these are the chains; `device` is that of shared values."""
-        return self.run.device == device and all(
-            self.chains.get(device) is chain for device, chain in chains.items()
-        )
-
 
 def _unshared(run: OptimizerRun, values: State, old: State) -> State:
     """Return shared values in memory of their own: that of the old value, where device and dtype are the same."""
@@ -632,13 +630,6 @@ def _one_of_each_kind(
         kind = None if is_lazy(param) else TensorKind.of(param)
         of_kind.setdefault((kind, choices), param)
     return list(of_kind.values())
-
-
-def _kind_at_start(param: Tensor) -> Any:
-    """Return what a parameter's initial slots depend on, where these start alike; None if it is not a plain tensor."""
-    if not is_plain(param):
-        return None
-    return TensorKind.of(param), param.stride()
 
 
 # The functions that copy slots, by key.

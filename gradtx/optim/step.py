@@ -259,7 +259,8 @@ class Step:
         elif known is not None:
             largest = known.largest
         if largest is None:
-            move_counts(self._every, None)
+            if DeviceCount in map(type, map(COUNT, self._every)):
+                move_counts(self._every, None)
             largest = max(map(COUNT, self._every), default=0)
         if not on_device and largest >= FLOAT32_COUNTS:
             self._keep_exact()
@@ -489,7 +490,8 @@ class Step:
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(gradient, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
-        add_extras(leaf, self.trees)
+        if self.trees:
+            add_extras(leaf, self.trees)
         operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
             operations, member.param, self.core.members.replicas

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradtx.arguments import has_schedule
 from gradtx.base.forward import Transformation
 from gradtx.compiler.cache import SharedPrograms
 
@@ -15,8 +14,4 @@ class ProgramsOfChains(SharedPrograms):
     def of_chain(self, tx: Transformation) -> dict[Any, Any]:
         """Return the programs of a chain, shared by chains that differ only in scalars."""
         skeleton = tx._skeleton()
-        for entry in tx._entries():
-            # A shared program would keep the objects that a schedule refers to alive.
-            if has_schedule(entry.value):
-                return {}
         return {} if skeleton is None else self.of(skeleton)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -139,23 +139,6 @@ def signature_of(
         sharded=kind.sharded,
         **options,
     )
-
-
-def in_families(
-    leaves: Iterable[tuple[Any, LeafKind, M]], first: Callable[[LeafKind, M], F]
-) -> list[F]:
-    """Sort leaves, each given with the structure of its chain and its kind, into families.
-
-    Args:
-        leaves: The leaves; the structure may be any key.
-        first: Returns the family of a first leaf, still without members.
-    """
-    families: dict[Any, F] = {}
-    for structure, kind, member in leaves:
-        if (structure, kind) not in families:
-            families[structure, kind] = first(kind, member)
-        families[structure, kind].members.append(member)
-    return list(families.values())
 
 
 def forms_of(tensors: Iterable[Tensor]) -> tuple[Any, ...]:

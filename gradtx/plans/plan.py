@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from gradtx.plans.bundle import ListBundle
-from gradtx.plans.families import F, LeafKind, M, in_families
+from gradtx.plans.families import F, LeafKind, M
 
 B = TypeVar("B", bound=ListBundle)
 
@@ -32,10 +32,16 @@ def planned(
     """Return the bundles of leaves, each given with the structure of its chain and its kind.
 
     Args:
-        leaves, first: As in `in_families`.
+        leaves: The leaves; the structure may be any key.
+        first: Returns the family of a first leaf, still without members.
         bundles_of: Returns the bundles of a family; it may leave out leaves.
     """
+    families: dict[Any, F] = {}
+    for structure, kind, member in leaves:
+        if (structure, kind) not in families:
+            families[structure, kind] = first(kind, member)
+        families[structure, kind].members.append(member)
     bundles: list[B] = []
-    for family in in_families(leaves, first):
+    for family in families.values():
         bundles += bundles_of(family)
     return bundles

@@ -569,7 +569,8 @@ def _leaves_of(
         leaf = leaves[name] = Leaf(
             run, name, grad, param, scalars, run.clock_of(name), like
         )
-        add_extras(leaf, trees)
+        if trees:
+            add_extras(leaf, trees)
     for leaf in leaves.values():
         leaf.operations = run.route.for_leaf(leaf)
     if extras and any(link.checks_extras for link in run.route.traits()):

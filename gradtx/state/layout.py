@@ -7,8 +7,6 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-import torch
-
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
 from gradtx.state.codes import Codec
@@ -43,11 +41,12 @@ class Layout:
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
-        passed = {
-            represented.path
-            for operation in leaf.operations
-            for represented in operation.represents
-        }
+        passed: set[Path] = set()
+        following: set[str] = set()
+        for operation in leaf.operations:
+            for represented in operation.represents:
+                passed.add(represented.path)
+                following.update(represented.following_slots)
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, keys_of_stage in (
@@ -65,12 +64,9 @@ class Layout:
                     keys.add(key)
                     keys_of_stage.setdefault(path, {})[name] = key
         owned: set[str] = set()
-        following: set[str] = set()
         for operation in leaf.operations:
             for path in operation.owned_paths:
                 owned.update(slots.get(path, {}).values())
-            for represented in operation.represents:
-                following.update(represented.following_slots)
         return cls(
             slots,
             shared,
@@ -93,7 +89,7 @@ class Layout:
     @functools.cached_property
     def slot_keys(self) -> list[str]:
         """The keys of all slots, stage by stage."""
-        return [key for _, key in by_state_key(self.slots)]
+        return [key for keys in self.slots.values() for key in keys.values()]
 
     @functools.cached_property
     def program_keys(self) -> list[str]:
@@ -135,10 +131,6 @@ class Layout:
         """A label; layouts of one chain with the same label are equal, because path and slot determine a code."""
         parts = (self.slots, self.shared, sorted(self.coded_keys), sorted(self.owned))
         return repr(parts)
-
-    def is_flat(self, shape: torch.Size) -> bool:
-        """Whether coding the concatenated rows of a parameter as one long row has the same result."""
-        return all(codec.fills_rows(shape) for codec in self.coded_keys.values())
 
     def owners(self) -> dict[StateKey, str]:
         """Return the key of each (path, slot)."""

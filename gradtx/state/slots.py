@@ -104,7 +104,7 @@ def numbered(slots: dict[str, Any]) -> dict[str, Any]:
 
 def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
     """The reverse of `numbered`."""
-    if all(without_number(slot) == slot for slot in slots):
+    if list(map(without_number, slots)) == list(slots):
         return slots
     whole = {}
     for slot in sorted(slots, key=lambda slot: (len(slot), slot)):

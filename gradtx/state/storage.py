@@ -296,11 +296,12 @@ class Store:
         Raises:
             ValueError: If a slot cannot be in its code.
         """
-        if old is None:
+        codecs: Mapping[str, Codec] = {}
+        if old is not None:
+            codecs = self.codecs_of(old, leaf)
+        elif self.storage is not None and self.storage.has_codes:
             codecs = self._codecs_for(slots, like, probe)
             self._check_mixed(codecs, slots, like, leaf, has_coordinates)
-        else:
-            codecs = self.codecs_of(old, leaf)
         if self._seen_slots is not None:
             self._seen_slots.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():

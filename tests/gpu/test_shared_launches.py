@@ -42,7 +42,10 @@ def trained(counted, make, engine):
     with counted.counting() as seen:  # gradients are where they were
         optimizer.step()
     states = [optimizer.state[param] for param in params.values()]
-    return on_host((list(params.values()), states)), seen.launches, optimizer.explain()
+    # Counts differ: the scalars of each count are sent, at most once for each text.
+    copies = seen.kernels["copy_"]
+    assert copies <= 3
+    return on_host((list(params.values()), states)), seen.launches - copies, optimizer.explain()
 
 
 @functools.cache  # two tests look at it

@@ -278,7 +278,9 @@ class Engine(ABC):
             raise RefusedError("it shares memory with another parameter")
         if FROZEN in leaf.operations:
             raise RefusedError("it is frozen")
-        flat = _is_flat(leaf)
+        # It may be passed as a vector.
+        are_elementwise = all(op.traits.elementwise for op in leaf.operations)
+        flat = are_elementwise and slots_are_shaped_as(leaf)
         sharded = is_sharded(param)
         if sharded:
             if is_positional(leaf.operations):
@@ -397,22 +399,14 @@ def _sums_over_shards(operation: Operation) -> bool:
     return operation.traits.has_sums or operation.traits.of_leaf
 
 
-def _is_flat(leaf: Leaf) -> bool:
-    """Whether a leaf may be passed as a vector: all rules are elementwise, slots are 0-d or shaped like the leaf."""
-    for operation in leaf.operations:
-        if not operation.traits.elementwise:
-            return False
-    return slots_are_shaped_as(leaf)
-
-
 def slots_are_shaped_as(leaf: Leaf) -> bool:
     """Whether every slot is 0-d or shaped like its parameter."""
     layout, param = leaf.layout, leaf.key.param
-    if not layout.is_flat(as_real(local(param)).shape):
-        # Even if a scale has the parameter's shape, since blocks are incomplete.
-        return False
-    shape = as_real(param).shape
+    own_shape, shape = as_real(local(param)).shape, as_real(param).shape
     for key, codec in layout.coded_keys.items():
+        # Not if blocks are incomplete, even if a scale has the parameter's shape.
+        if not codec.fills_rows(own_shape):
+            return False
         if leaf.state[key].shape != codec.shapes(shape)[""]:
             return False
     coded = layout.coded_tensors

@@ -40,6 +40,7 @@ def tensors_of(member: Member) -> list[Any]:
 
 def _spans(members: Iterable[Member]) -> list[Span]:
     spans = []
+    # Device and bytes from the first entry to the last; None without memory.
     of_form: dict[Any, tuple[str, int] | None] = {}
     for member in members:
         for tensor in tensors_of(member):
@@ -48,20 +49,15 @@ def _spans(members: Iterable[Member]) -> list[Span]:
             tensor = local(tensor)
             form = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
             if form not in of_form:
-                of_form[form] = _device_and_bytes(tensor)
+                has_memory = tensor.numel() > 0 and tensor.device.type != "meta"
+                bytes_of_form = str(tensor.device), extent_of(tensor)
+                of_form[form] = bytes_of_form if has_memory else None
             known = of_form[form]
             if known is not None:
                 device, size = known
                 start = tensor.data_ptr()
                 spans.append(Span(device, start, start + size, id(member)))
     return spans
-
-
-def _device_and_bytes(tensor: Tensor) -> tuple[str, int] | None:
-    """Return the device of a tensor and the bytes from its first to its last entry; None if it has no memory."""
-    if not tensor.numel() or tensor.device.type == "meta":
-        return None
-    return str(tensor.device), extent_of(tensor)
 
 
 def extent_of(tensor: Tensor) -> int:
