@@ -121,13 +121,7 @@ class KernelBundle(MemberBundle):
         self._shapes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
 
     def key(self) -> tuple[Any, ...]:
-        """Compile the kernels, and return what identifies them.
-
-        Raises:
-            CompilerError: If they cannot be compiled.
-        """
-        for kernels in self.kernels:
-            kernels.compile()
+        """Return what identifies the kernels."""
         return tuple(kernel.key for kernel in self.kernels)
 
     @staticmethod
@@ -190,6 +184,11 @@ class KernelBundle(MemberBundle):
         kernels = self._kernels(by_row=True)
         PhaseKernels.compile_all(kernels)
         return kernels
+
+    @property
+    def first_kernels(self) -> list[PhaseKernels]:
+        """Those of the first step: groups have numbers of their own."""
+        return self._kernels(by_row=True) if self._groups else self.kernels
 
     def _kernels(self, by_row: bool) -> list[PhaseKernels]:
         kernels = []
@@ -473,13 +472,22 @@ class KernelEngine(ListEngine):
                 suitable.append(bundle)
             except UnsuitableProgramError as refusal:
                 self._refuse(bundle.members, str(refusal))
-        PhaseKernels.compile_all([x for bundle in suitable for x in bundle.kernels])
         of_key: dict[Any, list[KernelBundle]] = {}
         for bundle in suitable:
-            try:
-                of_key.setdefault(bundle.key(), []).append(bundle)
-            except cpp.CompilerError as error:
-                self._warn(str(error))
-                first, *_ = str(error).splitlines()
-                self._refuse(bundle.members, f"its kernels cannot be compiled: {first}")
-        return list(map(KernelBundle.merged, of_key.values()))
+            of_key.setdefault(bundle.key(), []).append(bundle)
+        merged = list(map(KernelBundle.merged, of_key.values()))
+        PhaseKernels.compile_all([x for bundle in merged for x in bundle.first_kernels])
+        return [bundle for bundle in merged if self._has_compiled(bundle)]
+
+    def _has_compiled(self, bundle: KernelBundle) -> bool:
+        """Whether the kernels of a bundle can be compiled; if not, its leaves are refused."""
+        try:
+            for kernels in bundle.first_kernels:
+                kernels.compile()
+        except cpp.CompilerError as error:
+            self._warn(str(error))
+            first, *_ = str(error).splitlines()
+            reason = f"its kernels cannot be compiled: {first}"
+            self._refuse(bundle.members, reason)
+            return False
+        return True
