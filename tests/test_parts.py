@@ -315,7 +315,7 @@ def free(*arguments) -> Any:
         ({"shapes_of": lambda shape: (shape,), "per_leaf": ("largest",)}, "name all of its parts in parts"),
         ({"shapes_of": lambda shape: (shape,), "per_block": ("zero",)}, "name all of its parts in parts"),
     ],
-    ids=str,
+    ids=lambda x: ",".join(x) if isinstance(x, dict) else "",
 )
 def test_wrong_declarations_are_one_error(options, error):
     with pytest.raises(ValueError, match=f"^Codec: .*{error}"):
