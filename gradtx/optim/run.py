@@ -319,12 +319,12 @@ class KnownCounts:
         ):
             return False
         steps = map(STEP, itertools.compress(present, self._have_steps))
-        all_missed = map(IN_MISSED, itertools.compress(present, self._have_missed))
-        if not (
-            all(map(operator.is_, steps, self._steps_in_states))
-            and all(map(operator.is_, all_missed, self._missed_in_states))
-        ):
+        if not all(map(operator.is_, steps, self._steps_in_states)):
             return False
+        if self._missed_in_states:
+            all_missed = map(IN_MISSED, itertools.compress(present, self._have_missed))
+            if not all(map(operator.is_, all_missed, self._missed_in_states)):
+                return False
         if not self._on_host:
             return self._writes_so_far() == self._writes
         # Steps under a GradScaler have left counts of the device, which equal no number.

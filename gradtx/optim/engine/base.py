@@ -335,15 +335,19 @@ class Engine(ABC):
 
     def _begin(self, plan: StepPlan, step: Step) -> None:
         """Pass each bundle its arguments for a step, and note the tasks: a bundle without gradients has none."""
+        # The scalars of rows that differ in no number, for all bundles of a family.
         known: dict[Any, list[Any]] = {}
         run = step.run if plan.needs_run else None
         taking_part: list[Any] = []
+        is_alone = len(plan.bundles) == 1
         for bundle in plan.bundles:
             numbers, set_of_row = bundle.sets_of_rows(step.all_have_gradients)
             sets: list[list[Any]] = []
             for row, of_row in numbers.items():
-                group = bundle.members[row].group
-                key = id(bundle.signature), group, of_row
+                if is_alone:
+                    sets.append(_scalars_of(bundle, row, step))
+                    continue
+                key = id(bundle.signature), bundle.members[row].group, of_row
                 if key not in known:
                     known[key] = _scalars_of(bundle, row, step)
                 sets.append(list(known[key]))  # sums of later phases are added

@@ -210,22 +210,28 @@ class KernelBundle(MemberBundle):
 
     def inputs(self, phase: RecordedPhase) -> Inputs:
         """Return what the kernels of a phase run with."""
-        kernels = self.kernels[self.at]
         if self._set_of_row is not None:
-            kernels = self.kernels_by_row[self.at]
+            return self._inputs_by_row(phase, self._set_of_row)
+        kernels = self.kernels[self.at]
+        scalars, on_device = scalars_for(
+            self._sets[0], phase.common, self.device, self._on_host
+        )
+        scalars = kernels.scalars.given(on_device).function(scalars)
+        table, copies = self._located()
+        return Inputs(kernels, scalars, table, self._layout(kernels), None, copies)
+
+    def _inputs_by_row(self, phase: RecordedPhase, set_of_row: list[int]) -> Inputs:
+        kernels = self.kernels_by_row[self.at]
         sets: list[Sequence[Any]] = []
         for scalars in self._sets:
             pair = scalars_for(scalars, phase.common, self.device, self._on_host)
             sets.append(kernels.scalars.given(pair[1]).function(pair[0]))
         table, copies = self._located()
-        layout = self._layout(kernels)
-        if self._set_of_row is None:
-            return Inputs(kernels, sets[0], table, layout, None, copies)
         rows = self._rows_of_step
         if rows is None:
-            rows = self._rows_of_step = Rows(self._set_of_row, self.device)
-        rows.update(self._set_of_row)
-        return Inputs(kernels, sets, table, layout, rows, copies)
+            rows = self._rows_of_step = Rows(set_of_row, self.device)
+        rows.update(set_of_row)
+        return Inputs(kernels, sets, table, self._layout(kernels), rows, copies)
 
     def processed(self, phase: RecordedPhase, inputs: Inputs, by_leaf: Tensor) -> Any:
         """Return the terms of a phase whose kernels have run, given their results by leaf."""
