@@ -209,7 +209,9 @@ def test_an_update_in_a_compiled_function_has_the_codes_of_one_that_is_not(name)
         )
 
 
-@pytest.mark.parametrize("wrap", [gradtx.skip_nonfinite, lambda tx: gradtx.accumulate(tx, every=2)], ids=["skip", "accumulate"])
+@pytest.mark.parametrize(
+    "wrap", [gradtx.skip_nonfinite, lambda tx: gradtx.accumulate(tx, every=2)], ids=["skip", "accumulate"]
+)
 @pytest.mark.parametrize("name", FIXED)
 def test_combinators_hold_codes_of_users(name, wrap):
     ours, plain = (wrap(tx) for tx in (chain_of(OF_USERS[name]), chain_of(torch.float32)))
