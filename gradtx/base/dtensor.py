@@ -72,21 +72,10 @@ class MemoryGuard:
             return None
         return self._shards_of(tensors)
 
-    def have_moved(self, memory: list[Tensor]) -> bool:
-        """Whether memory of the same layout is elsewhere."""
-        return list(map(Tensor.data_ptr, memory)) != self.addresses
-
     def follow(self, memory: list[Tensor]) -> None:
         """Take the place of other memory of the same layout."""
         self.memory = memory
         self.addresses = list(map(Tensor.data_ptr, memory))
-
-    def holds(self, tensors: list[Tensor]) -> bool:
-        """Whether as many other tensors have the same memory, layouts and placements."""
-        memory = self.memory_of(tensors)
-        if memory is None or self.have_moved(memory):
-            return False
-        return self.have_same_layout(*memory)
 
 
 def from_local_like(

@@ -277,11 +277,11 @@ class ListBundle(Task):
         function = self._functions.get(key)
         if function is None:
             function = self._function(*key)
-        prepared = function.prepare(scalars)
         results: list[list[Any]] = []
         self._frees = self.consumes and self.at == len(self.operations) - 1
         if self._set_of_row is None:
             self._calls = self._whole
+            prepared = function.prepare(scalars)
             for call in self._whole:
                 results.append(function.run(prepared, self.columns(call)))
                 if self._frees:

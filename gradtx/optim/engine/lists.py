@@ -343,17 +343,16 @@ class Columns:
             copies = [list(map(in_order, column)) for column in columns]
             self._copies += zip(columns, copies, strict=True)
             columns = copies
+        pieces = self._pieces
         if by_leaf or self._needs_order or not are_plain:
-            pieces = call.some(self._pieces)
-            if self._needs_order or not are_plain:
-                gradients = list(map(self._read, gradients, pieces))
-            columns = [*columns, gradients]
-            for name in by_leaf:
-                tree = run.leaf_extras[name]
-                column = [tree[member.name] for member, _ in pieces]
-                columns.append(list(map(self._read, column, pieces)))
-        else:
-            columns = [*columns, gradients]
+            pieces = call.some(pieces)
+        if self._needs_order or not are_plain:
+            gradients = list(map(self._read, gradients, pieces))
+        columns = [*columns, gradients]
+        for name in by_leaf:
+            tree = run.leaf_extras[name]
+            column = [tree[member.name] for member, _ in pieces]
+            columns.append(list(map(self._read, column, pieces)))
         if self._first_entries is not None:
             columns.append(call.some(self._first_entries))
         return columns
