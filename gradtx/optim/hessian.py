@@ -99,7 +99,7 @@ class HessianSource:
             RuntimeError: If the diagonal would have to be estimated from gradients that a GradScaler has scaled.
             ValueError: If the diagonal is due, but was neither passed nor can be estimated.
         """
-        leaves = step.leaves_of(step.members)
+        leaves = step.leaves.without_values(step.members)
         lacks_none = all(
             leaf.extras.get("hessian_diag") is not None or not leaf.has_gradient
             for leaf in leaves

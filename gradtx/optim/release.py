@@ -21,6 +21,7 @@ from gradtx.optim.device_counts import Scaling
 from gradtx.optim.ranks import hand_over_loaded
 from gradtx.optim.run import Extras, Member, OptimizerRun
 from gradtx.optim.step import Step
+from gradtx.optim.step_execution import StepExecution
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
@@ -68,7 +69,7 @@ class OpenStep(Step):
         super().__init__(core, {}, None, consumes=True)
         self.arrived: set[Member] = set()
         if core.traits.agrees and len(self.groups) > 1:
-            self._check_agreement()
+            self._check_groups()
 
     def update(self, member: Member) -> None:
         """Update a parameter with its gradient, and free the gradient."""
@@ -80,7 +81,7 @@ class OpenStep(Step):
         for engine in self.core.back_ends:
             if eager:
                 bundles, eager = engine.bundles(self, eager, member)
-        self._advance(bundles, eager)
+        StepExecution(self).run(bundles, eager)
         member.param.grad = None
 
     def _prepare(self, member: Member) -> None:
@@ -92,7 +93,7 @@ class OpenStep(Step):
 
     def apply(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
-        for member in self._every:
+        for member in self.every:
             if member not in self.arrived and member.param.grad is not None:
                 self._prepare(member)
         self.rows = [x for x in self._with_slots() if x not in self.arrived]

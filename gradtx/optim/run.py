@@ -369,6 +369,7 @@ class KnownCounts:
 
 
 COUNT = operator.attrgetter("count")
+STATE = operator.attrgetter("state")
 GRADIENT = operator.attrgetter("param.grad")
 
 DICTS = frozenset((dict,))

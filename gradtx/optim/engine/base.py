@@ -135,7 +135,7 @@ class Engine(ABC):
             overlaps = overlapping(members)
             alike = self._sorted(members, step, overlaps)
             # Raises for invalid steps, as without an engine.
-            leaves = step.outlines([first for first, *_ in alike])
+            leaves = step.leaves.outlines([first for first, *_ in alike])
         try:
             if plan is None:
                 if released is None:
@@ -203,7 +203,7 @@ class Engine(ABC):
         leaf_of = {leaf.key: leaf for leaf in leaves}
 
         def first(kind: LeafKind, member: Member) -> MemberFamily:
-            leaf = leaf_of.get(member) or step.outlines([member])[0]
+            leaf = leaf_of.get(member) or step.leaves.outlines([member])[0]
             return MemberFamily.first(kind, member, leaf, step)
 
         keyed = (
@@ -359,7 +359,7 @@ class Engine(ABC):
             bundle.consumes = step.consumes
             bundle.are_as_planned = plan.gradients_are_as_planned
             if bundle.signature.has_owners:
-                bundle.set_leaves(step.leaves_of(bundle.stepping))
+                bundle.set_leaves(step.leaves.without_values(bundle.stepping))
             taking_part.append(bundle)
         if plan.taking_part != taking_part:
             plan.taking_part, plan.tasks = taking_part, self.tasks(taking_part)

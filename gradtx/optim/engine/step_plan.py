@@ -17,8 +17,8 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import MemoryGuard
 from gradtx.optim.engine.overlap import extent_of, have_overlap
 from gradtx.optim.gradients import GRAD, likely_gradient, stand_in
-from gradtx.optim.run import Member, TensorKind
-from gradtx.optim.step import STATE, Step
+from gradtx.optim.run import STATE, Member, TensorKind
+from gradtx.optim.step import Step
 from gradtx.plans.plan import Plan
 
 GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
