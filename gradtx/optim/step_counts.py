@@ -183,7 +183,7 @@ class StepCounts:
             keep_counts_in_place(core.members.by_param.values(), self._after)
 
     def shown(self, place: Place) -> int | None:
-        """Return the count that a schedule follows after the step; None if a captured step would have to wait for it."""
+        """Return the count that a schedule follows after the step; None if a captured step would wait for it."""
         core = self._core
         has_own_clock = (
             bool(core.traits.clocks) and core.members.clock_path(place) is not None

@@ -155,7 +155,7 @@ def check_fits(core: Core, members: list[Member]) -> None:
                 f"{what} has shape {tuple(param.shape)}, but its gradient has shape {tuple(gradient.shape)}, as "
                 "from before a change of the parameter; call zero_grad() and backward() again"
             )
-        if _has_shared_entries(param):
+        if 0 in param.stride() and _has_shared_entries(param):
             raise ValueError(
                 f"{what} has several entries in the same memory, as after expand(), so a step cannot write them; "
                 "copy it: param.data = param.data.clone(memory_format=torch.contiguous_format)"
