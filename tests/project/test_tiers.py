@@ -32,7 +32,8 @@ def test_a_property_without_a_row_is_told_what_to_add():
     def test_something_new(case):
         pass
 
-    with pytest.raises(pytest.UsageError, match="PROPERTIES has no row of test_something_new in test_tiers; add it"):
+    missing = "PROPERTIES has no row of test_something_new in project.test_tiers; add it"
+    with pytest.raises(pytest.UsageError, match=missing):
         tiers.each_case(test_something_new)
 
 

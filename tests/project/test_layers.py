@@ -6,7 +6,7 @@ import graphlib
 import re
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "gradtx"
+PACKAGE = Path(__file__).parents[2] / "gradtx"
 # Lowest first. A module belongs to the longest name that it starts with.
 LAYERS = (
     ("base",),

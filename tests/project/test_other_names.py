@@ -14,7 +14,7 @@ from tests.algorithms.matrices import orthogonal, shape
 from tests.matrix_problem import newton_schulz
 from tests.references import Transformed, TreeLoop, WeightsLoop, adam_moments, compare
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 LR = 0.02
 SIMPLE = (3.4445, -4.7750, 2.0315)
 SHAPES = {"wide": (4, 6), "tall": (6, 4), "head": (4, 4)}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import gradtx
 from gradtx.compiler.axes import Tile, tile_of
-from tests.optim.plans.test_cpp_kernels import CHANNELS, FACTORED, each, moved, rule
+from tests.compiler.test_cpp_kernels import CHANNELS, FACTORED, each, moved, rule
 from tests.tiers import by_day
 
 # Several tiles in a chunk, several chunks, a last tile that is not full, and lanes behind a leading group.

@@ -13,7 +13,7 @@ from tests.tiers import by_day
 pytest.importorskip("furo")
 pytest.importorskip("myst_parser")
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_every_public_name_has_an_entry():

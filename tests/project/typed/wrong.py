@@ -1,6 +1,6 @@
 """User code that is wrong, never run: each marked line must be an error.
 
-A mark names the rule of pyright and the code of mypy; see tests/test_typed.py.
+A mark names the rule of pyright and the code of mypy; see tests/project/test_typed.py.
 """
 
 import torch

@@ -11,8 +11,8 @@ from gradtx.compiler import list_function, write_lists
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans import bundle
+from tests.compiler.test_programs import recorded
 from tests.examples import example_of
-from tests.lists.test_programs import recorded
 
 CPU = torch.device("cpu")
 METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "asgd", "rprop", "padam")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.plans.test_walk import clipped, walk_of
+from tests.optim.engine.test_walk import clipped, walk_of
 
 MODES = [{}, {"compile": True}]
 # A step that makes a plan calls thousands of functions, one that constructs the chain calls hundreds.

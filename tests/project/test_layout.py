@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = [path for folder in ("algorithms", "links") for path in sorted((ROOT / "gradtx" / folder).glob("[!_]*.py"))]
 
 

@@ -10,7 +10,7 @@ import torch
 
 import gradtx
 
-PAGE = (Path(__file__).parent.parent / "docs" / "from-pytorch-optimizer.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "from-pytorch-optimizer.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition("### pytorch_optimizer")[2].partition("## Schedulers")[0]
 # Their class -> ours, and the column of differences.
 ROWS = {

@@ -15,7 +15,7 @@ import torch
 
 import gradtx
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "optax-names.md"
 SECTIONS = dict(re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
 ROW = re.compile(r"^\| `optax\.(.*?)`(?:, `.*?`)* \| ([=≈]) `(.*?)` \|", re.MULTILINE)

@@ -13,7 +13,7 @@ import gradtx
 from gradtx.links import averaging
 from tests.conformance import SHAPES, all_cases, factories
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("howto/*.md")]
 CASES = [case for case in all_cases() if case.factory.spec.kind in ("rule", "alias")]

@@ -57,7 +57,7 @@ def test_a_warm_step_of_adamw_is_short(leaves):
 
 FIRST_STEP = """
 import torch, gradtx
-from tests.optim.plans.test_walk import walk_of
+from tests.optim.engine.test_walk import walk_of
 params = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(4)]
 optimizer = gradtx.optim.AdamW(params)
 for param in params:

@@ -1,4 +1,4 @@
-"""User code that is right: it runs, and type checkers accept it; see tests/test_typed.py."""
+"""User code that is right: it runs, and type checkers accept it; see tests/project/test_typed.py."""
 
 import torch
 from torch import Tensor, nn

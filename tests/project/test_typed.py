@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = Path(__file__).parent / "typed"
 RIGHT, WRONG = PAGES / "right.py", PAGES / "wrong.py"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.plans.test_walk import walk_of
+from tests.optim.engine.test_walk import walk_of
 
 WAYS = pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["lists", "compiled"])
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.tiers import by_day
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = {
     "digits": (["--epochs", "1", "--seeds", "1"], "the same chain as pure functions: weights differ by "),
     "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2"], "; best of the rates: "),

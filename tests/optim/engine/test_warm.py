@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.plans.test_walk import walk_of
+from tests.optim.engine.test_walk import walk_of
 
 WARM = 100  # the most calls of a warm step with a schedule and a clip; others have hundreds
 GENERATOR = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What several tests of plans share."""
+"""What several tests of kernels share."""
 
 import pytest
 
