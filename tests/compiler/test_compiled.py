@@ -14,6 +14,7 @@ import torch
 
 import gradtx
 from gradtx.compiler import cpp
+from tests.compiler.expressions import wrong_operations
 from tests.conformance import after_a_bad_gradient, composed_cases, noise, plain_cases, step_extras, tensors
 from tests.tiers import by_day
 
@@ -82,12 +83,19 @@ def closure(params):
 def assert_equal(eager, compiled, tolerance):
     (params, one), (others, two) = eager, compiled
     for name in params:
-        torch.testing.assert_close(others[name], params[name], rtol=tolerance, atol=tolerance)
         state, other = one.state[params[name]], two.state[others[name]]
         assert list(state) == list(other)
-        for key in state:
+        for key in state:  # first: the earliest link that differs has the first slot that does
             assert (other[key].dtype, other[key].shape) == (state[key].dtype, state[key].shape)
-            torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
+            assert_near(other[key], state[key], 10 * tolerance, f"slot {key!r} of leaf {name!r}")
+        assert_near(others[name], params[name], tolerance, f"leaf {name!r}")
+
+
+def assert_near(found, expected, tolerance, where):
+    def told(text):
+        return f"{where}: {text}{wrong_operations()}"
+
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, msg=told)
 
 
 @by_day(

@@ -17,6 +17,7 @@ from tests.references import (
     compare_trees,
     follows,
     follows_along,
+    run,
     weights_follow,
 )
 
@@ -110,3 +111,33 @@ def test_a_rule_that_differs_is_told_from_a_compiler_that_does(monkeypatch):
     monkeypatch.setattr(trees, "update", half)
     with pytest.raises(AssertionError, match=f"(?s)leaf 'matrix' at step 1: .*{COMPILER_DIFFERS}"):
         weights_follow(gradtx.sgd(lr=0.2), Loop(half_a_step, lr=0.4))
+
+
+def test_the_first_slot_in_which_the_compiler_differs_is_told(monkeypatch):
+    def moved(call):
+        result = update(call)
+        if result is None:  # as line by line
+            return None
+        updates, state = result
+        slots = state["scale_by_adam"]
+        slots["exp_avg_sq"] = {name: 2 * value for name, value in slots["exp_avg_sq"].items()}
+        return updates, state
+
+    update = trees.update
+    monkeypatch.setattr(trees, "update", moved)
+    with gradtx.eagerly():
+        expected = run(gradtx.adam(lr=0.1))
+    told = re.escape(f"{COMPILER_DIFFERS}; first in ['scale_by_adam']['exp_avg_sq']['matrix'] of the state, at step 1")
+    with pytest.raises(AssertionError, match=f"(?s)leaf 'matrix' at step 2: .*{told}"):
+        follows(gradtx.adam(lr=0.1), Recorded(expected))
+
+
+class Recorded:
+    """A stepper that gives known updates."""
+
+    def __init__(self, updates):
+        self.updates, self.t = updates, 0
+
+    def __call__(self, grads, params):
+        self.t += 1
+        return self.updates[self.t - 1]
