@@ -13,6 +13,7 @@ import torch
 import gradtx
 from gradtx.compiler import cpp, kernels
 from gradtx.compiler.cache import SharedPrograms
+from tests.compiler.problems import CHANNELS, DIRECTIONS, FACTORED, ROWS, moved, rule
 from tests.conformance import assert_own_memory
 from tests.tiers import by_day
 
@@ -20,30 +21,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 VALUES = (0.0, -0.0, 1.0, -1.0, 0.3, -0.7, 1.6, 2.5, 1e-3, 1e3, math.inf, -math.inf, math.nan)
 each = pytest.mark.parametrize
-
-
-def rule(function, init=None):
-    """Return a chain whose steps add `function(gradient, ctx)` to parameters that are zero."""
-
-    @gradtx.per_tensor()
-    def apply():
-        def update(update, state, param, ctx):
-            result = function(update, state) if init is not None else function(update)
-            return result, state
-
-        return (init, update) if init is not None else update
-
-    return gradtx.chain(apply(), gradtx.scale(1.0))
-
-
-def moved(chain, gradients, compile=True):
-    """Return what a step adds to zeros, and the ways in which it runs."""
-    params = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
-    optimizer = gradtx.as_optimizer(chain, params, compile=compile)
-    for param, gradient in zip(params, gradients, strict=True):
-        param.grad = gradient
-    optimizer.step()
-    return [param.detach() for param in params], {item.way for item in optimizer.explain()}
 
 
 # Operations.
@@ -150,19 +127,6 @@ def joined(operation, value, x, y):
 # Reductions.
 
 SHAPES = [(6, 4), (4, 6), (3, 16), (2, 3, 5), (2, 3, 2, 2), (1, 7), (7, 1), (5000, 3), (3, 5000)]
-ROWS = {
-    "sum": lambda x: x / (1 + x.abs().sum(dim=-1, keepdim=True)),
-    "mean": lambda x: x - x.mean(dim=-1, keepdim=True),
-    "norm": lambda x: x / torch.linalg.vector_norm(x, dim=-1, keepdim=True),
-    "largest": lambda x: x / x.abs().amax(dim=-1, keepdim=True),
-    "smallest": lambda x: x - x.amin(dim=-1, keepdim=True),
-    "all but the first": lambda x: x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True),
-    "a sum of rows": lambda x: x / x.square().sum(dim=-1).sqrt().sum(),
-    "of what rows give": lambda x: (x - x.mean(-1, keepdim=True)) / (x - x.mean(-1, keepdim=True)).abs().amax(-1, True),
-    "the leaf": lambda x: x / x.abs().amax() - x.mean() + x.norm() * x.amin(),
-    "a stage after a stage": lambda x: (x / x.norm()).abs().sum() * x,
-    "sums before a stage of other sums": lambda x: x * ((x / x.norm()).sum() + x.abs().amax() + x.sum()),
-}
 
 
 @each("name", ROWS)
@@ -482,25 +446,6 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch, forget_programs):
 
 # Rows, columns, channels: reductions over any dimensions.
 
-DIRECTIONS = {
-    "columns": lambda x: x - x.mean(dim=0, keepdim=True),
-    "the largest of each column": lambda x: x / x.abs().amax(0),
-    "rows and columns": lambda x: x / (1e-3 + x.square().mean(-1, True) * x.square().mean(-2, True)).sqrt(),
-    "a sum of sums": lambda x: x * x.sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True).mean(-2, keepdim=True),
-    "of what columns give": lambda x: (x - x.mean(-2, True)) / (x - x.mean(-2, True)).norm(dim=-2, keepdim=True),
-    "norms and entries": lambda x: x / x.norm(dim=-2, keepdim=True) + x.norm() * x.amin(-2, True),
-    "a sum of columns, of all": lambda x: x / x.square().sum(0).sqrt().sum() - x.amax(),
-}
-CHANNELS = {
-    "channels": lambda x: x - x.mean(dim=(0, 2, 3), keepdim=True),
-    "each dimension": lambda x: (
-        x
-        / (x.abs().amax((1, 2, 3), True) + x.abs().amax((0, 2, 3), True) + x.abs().amax((0, 1, 3), True))
-        * x.abs().amax((0, 1, 2), True)
-    ),
-    "the first and the last": lambda x: x - x.sum((1, 2), keepdim=True) / x.square().sum((0, 3), True).sum(),
-    **{name: DIRECTIONS[name] for name in ("columns", "rows and columns", "of what columns give")},
-}
 MATRICES = [(6, 4), (4, 6), (5, 5), (1, 7), (7, 1), (33, 1025), (2000, 3), (64, 64)]
 FILTERS = [(6, 4, 3, 3), (3, 3, 3, 3), (5, 4, 1, 1), (2, 3, 7, 5), (70, 64, 3, 3), (1, 3, 2, 2)]
 
@@ -527,19 +472,6 @@ def assert_all_directions(function, shapes, dtype):
     for gradient, values in zip(gradients, found, strict=True):
         expected = function(gradient.double()).to(dtype)
         torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-FACTORED = {
-    "adafactor": gradtx.adafactor,
-    "adafactor_torch": lambda: gradtx.adafactor_torch(lr=0.1),
-    "came": lambda: gradtx.came(lr=0.1),
-    "sm3": lambda: gradtx.sm3(lr=0.1),
-    "adam_mini": lambda: gradtx.adam_mini(lr=0.1),
-    "factored": lambda: gradtx.chain(gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)),
-    # The first phase reads no slot.
-    "clip and adafactor": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adafactor()),
-    "clip and sm3": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.sm3(lr=0.1)),
-}
 
 
 @each("dtype", [torch.float64, torch.float32], ids=str)

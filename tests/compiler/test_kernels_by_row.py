@@ -1,7 +1,6 @@
 """Kernels and lists by row: leaves of one call with scalars of their own, some of them absent."""
 
 import contextlib
-import random
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from gradtx.compiler import kernels, triton
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
+from tests.compiler.problems import CPU, assert_equal_bits, columns_of, copies, scalars_of
 from tests.examples import example_of
 
-CPU = torch.device("cpu")
 METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "padam")
 SHAPES = {"matrices": (96, 128), "vectors": (150,), "filters": (12, 8, 3, 3)}
 WHICH = [0, -1, 2, 4, 4, -1, 1, 3, 0, -1, 2]
@@ -47,28 +46,6 @@ def phases(monkeypatch):
     return phase_of
 
 
-def scalars_of(recording, seed):
-    """Return scalars as those of a step: counts and numbers between 0 and 1."""
-    numbers = random.Random(seed)
-    scalars = []
-    for node in recording.scalars:
-        dtype = node.meta["val"].dtype
-        is_float = dtype.is_floating_point
-        scalars.append(numbers.uniform(0.1, 0.9) if is_float else numbers.randint(1, 40))
-    return scalars
-
-
-def columns_of(recording, count):
-    """Return tensors of leaves with the arguments of a recording."""
-    torch.manual_seed(1)
-    columns = []
-    for node in recording.leaves:
-        like = node.meta["val"]
-        values = [torch.rand(like.shape, dtype=torch.float64) + 0.1 for _ in range(count)]
-        columns.append([value.to(like.dtype) for value in values])
-    return columns
-
-
 def located(program, columns):
     """Return where the arguments of leaves are, and their chunks."""
     rows = [list(map(torch.Tensor.data_ptr, column)) for column in columns]
@@ -84,20 +61,6 @@ def run_kernels(program, sets, columns, which=None):
     by_row = Rows(which, CPU)
     by_leaf = program.run(sets, table, layout, by_row)
     return program.results(sets, by_leaf, by_row)
-
-
-def copies(columns):
-    return [[tensor.clone() for tensor in column] for column in columns]
-
-
-def bits(tensor):
-    return tensor.reshape(-1).view(torch.uint8)
-
-
-def assert_equal_bits(columns, others):
-    for i, (column, other) in enumerate(zip(columns, others, strict=True)):
-        for leaf, (x, y) in enumerate(zip(column, other, strict=True)):
-            assert torch.equal(bits(x), bits(y)), f"argument {i} of leaf {leaf}"
 
 
 def unknown(sets, positions):

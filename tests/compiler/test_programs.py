@@ -11,54 +11,14 @@ import torch
 import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
-from gradtx.compiler import UnrecordableError, cache, list_function, record, scalar_operations
-from gradtx.compiler.record import PhaseResult, as_written
+from gradtx.compiler import UnrecordableError, cache, list_function, scalar_operations
+from gradtx.compiler.record import as_written
 from gradtx.plans.cache import ProgramsOfChains
 from gradtx.pure import tree_plan as _list_trees
 from gradtx.pure import tree_run as _pure
+from tests.compiler.problems import CPU, F64, expected_of, lists, recorded, run
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
-
-CPU = torch.device("cpu")
-F64 = torch.float64
-
-
-def recorded(function, shapes, count=1, dtype=F64):
-    """A recording of `function(number, *tensors)`, which returns results, or writes into its arguments at the end."""
-
-    def run(arguments):
-        results, writes = function(*arguments)
-
-        def write():
-            for target, value in writes:
-                target.copy_(value)
-
-        return PhaseResult(results, tuple(range(len(results))), None, write)
-
-    return record(run, [F64] * count, [(dtype, shape) for shape in shapes])
-
-
-def run(program, given, *columns):
-    return program.run(program.prepare(given), list(columns))
-
-
-def lists(seed, count=3, shape=(2, 3)):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=F64) for _ in range(count)]
-
-
-def expected_of(function, numbers, columns):
-    """Results and arguments after the writes, leaf by leaf."""
-    results, arguments = [], []
-    for tensors in zip(*columns, strict=True):
-        leaf = [tensor.clone() for tensor in tensors]
-        values, writes = function(*[torch.tensor(number, dtype=F64) for number in numbers], *leaf)
-        results.append([value.clone() for value in values])
-        for target, value in [(target, value.clone()) for target, value in writes]:
-            target.copy_(value)
-        arguments.append(leaf)
-    return results, arguments
-
 
 # Recording.
 

@@ -1,6 +1,5 @@
 """Lists of leaves with scalars of their own: each has the bits that it has alone with them."""
 
-import random
 import threading
 
 import pytest
@@ -11,10 +10,9 @@ from gradtx.compiler import list_function, write_lists
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans import bundle
-from tests.compiler.test_programs import recorded
+from tests.compiler.problems import CPU, assert_equal_bits, bits, columns_of, copies, recorded, scalars_of
 from tests.examples import example_of
 
-CPU = torch.device("cpu")
 METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "asgd", "rprop", "padam")
 WHICH = [0, 2, 4, 4, 1, 3, 0]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -44,37 +42,6 @@ def recording_of(monkeypatch):
     return recording
 
 
-def scalars_of(recording, seed, least=1):
-    """Return scalars as those of a step: counts and numbers between 0 and 1."""
-    numbers = random.Random(seed)
-    scalars = []
-    for node in recording.scalars:
-        is_float = node.meta["val"].dtype.is_floating_point
-        scalars.append(numbers.uniform(0.1, 0.9) if is_float else numbers.randint(least, 40))
-    return scalars
-
-
-def columns_of(recording, count):
-    """Return tensors of leaves with the arguments of a recording."""
-    torch.manual_seed(1)
-    columns = []
-    for node in recording.leaves:
-        like = node.meta["val"]
-        values = [torch.rand(like.shape, dtype=torch.float64) + 0.1 for _ in range(count)]
-        for value in values if like.ndim else ():
-            value.view(-1)[:2] = torch.tensor([0.0, -0.0])
-        columns.append([value.to(like.dtype) for value in values])
-    return columns
-
-
-def copies(columns):
-    return [[tensor.clone() for tensor in column] for column in columns]
-
-
-def bits(tensor):
-    return tensor.reshape(-1).view(torch.uint8)
-
-
 def check_rows(recording, sets_of_scalars, on_device=(), which=WHICH):
     """Compare leaves with sets of their own with each leaf alone."""
     alone = list_function(recording, CPU, on_device)
@@ -82,7 +49,7 @@ def check_rows(recording, sets_of_scalars, on_device=(), which=WHICH):
     for scalars, node in zip(zip(*sets_of_scalars, strict=True), recording.scalars, strict=True):
         if recording.scalars.index(node) in on_device:
             assert all(isinstance(scalar, torch.Tensor) for scalar in scalars)
-    before = columns_of(recording, len(which))
+    before = columns_of(recording, len(which), zeros=True)
     expected, columns = copies(before), copies(before)
     results_of_leaf = []
     for leaf, at in enumerate(which):
@@ -90,9 +57,7 @@ def check_rows(recording, sets_of_scalars, on_device=(), which=WHICH):
         results_of_leaf.append(alone.run(alone.prepare(sets_of_scalars[at]), own))
     prepared = by_row.spread(list(map(by_row.prepare, sets_of_scalars)), which)
     results = by_row.run(prepared, columns)
-    for i, (column, other) in enumerate(zip(columns, expected, strict=True)):
-        for leaf, (x, y) in enumerate(zip(column, other, strict=True)):
-            assert torch.equal(bits(x), bits(y)), f"argument {i} of leaf {leaf}"
+    assert_equal_bits(columns, expected)
     pairs = [pair for both in zip(columns, before, strict=True) for pair in zip(*both, strict=True)]
     assert any(not torch.equal(x, y) for x, y in pairs)
     for leaf, own in enumerate(results_of_leaf):

@@ -7,7 +7,7 @@ import torch
 
 import gradtx
 from gradtx.compiler import list_function
-from tests.compiler.test_programs import CPU, expected_of, lists, recorded, run
+from tests.compiler.problems import CPU, expected_of, lists, recorded, run
 from tests.optim.problems import assert_equal
 
 TRUTHS = [(x, y) for x in (-0.5, 0.5) for y in (-0.5, 0.5)]

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 import gradtx
 from gradtx.compiler.axes import Tile, tile_of
-from tests.compiler.test_cpp_kernels import CHANNELS, FACTORED, each, moved, rule
+from tests.compiler.problems import CHANNELS, FACTORED, moved, rule
 from tests.tiers import by_day
 
 # Several tiles in a chunk, several chunks, a last tile that is not full, and lanes behind a leading group.
 FILTERS = [(67, 64, 3, 3), (200, 70, 3, 3), (64, 3, 7, 7), (9, 130, 5), (300, 2, 2, 2, 3), (1000, 31), (33, 17, 5)]
 # A text of filters takes g++ a second.
 IN_FLOAT32_BY_DAY = ("adafactor", "adam_mini", "clip and sm3", "factored")
+each = pytest.mark.parametrize
 
 
 def stepped(chain, params, gradients, compile=True):
