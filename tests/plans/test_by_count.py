@@ -6,7 +6,6 @@ import torch
 import gradtx
 from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.maths.matrices import inverse_root
-from gradtx.optim.engine import lists
 from gradtx.state.random import name_key
 from tests.optim.problems import assert_equal
 
@@ -333,15 +332,7 @@ def test_a_gradient_of_nan_makes_its_own_leaf_nan_and_the_others_step(tx):
 # Lists.
 
 
-def test_counts_of_leaves_are_numbers_of_the_program(monkeypatch):
-    signatures = []
-    original = lists.MemberBundle.__init__
-
-    def noted(bundle, members, signature, passes, splits):
-        signatures.append(signature)
-        original(bundle, members, signature, passes, splits)
-
-    monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
+def test_counts_of_leaves_are_numbers_of_the_program(bundled):
     trained(EVERYWHERE["psgd_kron"], steps=2)
-    equal = {key: dtype for signature in signatures for key, dtype in signature.equal.items()}
+    equal = {key: dtype for signature, _ in bundled for key, dtype in signature.equal.items()}
     assert equal == {"since_update": torch.int64, "updates": torch.int64}

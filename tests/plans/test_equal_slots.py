@@ -6,7 +6,6 @@ import torch
 import gradtx
 from gradtx.compiler import record
 from gradtx.compiler.record import PhaseResult
-from gradtx.optim.engine import lists
 from gradtx.plans.equal import slots_from_scalars
 
 F64 = torch.float64
@@ -86,12 +85,12 @@ def test_leaves_together_step_as_each_would_alone(make):
         torch.testing.assert_close(param, other, rtol=1e-13, atol=1e-14)
 
 
-def test_large_leaves_go_in_parts_and_their_numbers_move_once(make, monkeypatch):
+def test_large_leaves_go_in_parts_and_their_numbers_move_once(make, parts_of):
     whole, parts = parameters((40, 3, 64)), parameters((40, 3, 64))
     optimizer = make(whole)
     for _ in range(4):
         optimizer.step()
-    monkeypatch.setattr("gradtx.plans.bundle.CHUNK", 16)
+    parts_of(16)
     in_parts = make(parts)
     for _ in range(4):
         in_parts.step()
@@ -101,18 +100,10 @@ def test_large_leaves_go_in_parts_and_their_numbers_move_once(make, monkeypatch)
             assert torch.equal(value, in_parts.state[other][key]), key
 
 
-def test_equal_numbers_are_no_columns_of_the_program(make, monkeypatch):
-    signatures = []
-    original = lists.MemberBundle.__init__
-
-    def noted(bundle, members, signature, phases, splits):
-        signatures.append((signature, splits))
-        original(bundle, members, signature, phases, splits)
-
-    monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
+def test_equal_numbers_are_no_columns_of_the_program(make, bundled):
     optimizer = make(parameters())
     optimizer.step()
-    for signature, splits in signatures:
+    for signature, splits in bundled:
         assert signature.equal
         assert splits
         assert not set(signature.equal) & set(signature.slots_by_leaf)

@@ -24,9 +24,9 @@ EXTRA = {
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
+def small_parts(parts_of):
     """Make leaves of more than 4 entries count as large."""
-    monkeypatch.setattr(lists, "CHUNK", 4)
+    parts_of(4)
 
 
 @pytest.mark.parametrize("name", [*CHAINS, *EXTRA])
@@ -38,10 +38,10 @@ def test_steps_in_parts_equal_the_functional_loop(name, small_parts):
 
 
 @pytest.mark.parametrize("name", EXTRA)
-def test_state_of_a_step_in_parts_equals_that_of_a_step_in_one(name, monkeypatch):
+def test_state_of_a_step_in_parts_equals_that_of_a_step_in_one(name, parts_of):
     states = []
     for size in (4, lists.CHUNK):
-        monkeypatch.setattr(lists, "CHUNK", size)
+        parts_of(size)
         params = parameters()
         optimizer = gradtx.as_optimizer(EXTRA[name], list(params.items()))
         descend(optimizer, params, 6)

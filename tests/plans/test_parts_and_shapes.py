@@ -5,7 +5,6 @@ import torch
 
 import gradtx
 from gradtx.optim.engine import lists
-from gradtx.plans import bundle
 from tests.conformance import chosen_aliases, plain_cases, step_extras
 from tests.tiers import by_day
 
@@ -77,8 +76,8 @@ def expected(make, term, gradients):
 @pytest.mark.parametrize("code", [None, "int8"])
 @pytest.mark.parametrize("make", [dividing_by_sum, dividing_by_sum_of_before])
 @pytest.mark.parametrize("name", TERMS)
-def test_a_sum_has_one_term_per_leaf_however_large(name, make, code, compile, monkeypatch):
-    monkeypatch.setattr(bundle, "CHUNK", 1024)
+def test_a_sum_has_one_term_per_leaf_however_large(name, make, code, compile, parts_of):
+    parts_of(1024)
     params = [torch.nn.Parameter(torch.zeros(64, 128)), torch.nn.Parameter(torch.zeros(5))]
     tx = gradtx.chain(make(TERMS[name]), gradtx.sgd(1.0, momentum=0.5, state_dtype=code))
     optimizer = gradtx.as_optimizer(tx, params, compile=compile)
@@ -91,7 +90,7 @@ def test_a_sum_has_one_term_per_leaf_however_large(name, make, code, compile, mo
 
 
 @pytest.mark.parametrize("name", ["adai", "adams", "avagrad"])
-def test_a_mean_over_all_entries_counts_those_of_large_coded_leaves(name, monkeypatch):
+def test_a_mean_over_all_entries_counts_those_of_large_coded_leaves(name, parts_of):
     """Programs for parts have another number of entries than the leaf."""
     make = {
         "adai": lambda: gradtx.adai(0.1, state_dtype="int8"),
@@ -100,7 +99,7 @@ def test_a_mean_over_all_entries_counts_those_of_large_coded_leaves(name, monkey
     }[name]
     results = []
     for most in (1024, 2**18):
-        monkeypatch.setattr(bundle, "CHUNK", most)
+        parts_of(most)
         params = [torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate([(64, 128), (5,)])]
         optimizer = gradtx.as_optimizer(make(), params)
         for step in range(3):
@@ -122,9 +121,9 @@ each_set_of_aliases = pytest.mark.parametrize(
 @pytest.mark.slow
 @each_set_of_aliases
 @pytest.mark.parametrize(("code", "whole"), [(None, set()), ("int8", COUNTING)])
-def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, whole, cases, monkeypatch):
+def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, whole, cases, parts_of, monkeypatch):
     """Otherwise their temporaries would be as large as a leaf."""
-    monkeypatch.setattr(bundle, "CHUNK", 1024)
+    parts_of(1024)
     found = {}
     original = lists.ListEngine._runs_in_parts
 
@@ -149,8 +148,8 @@ def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, who
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("read", [lambda update: update.numel(), lambda update: update.numel() ** 0.5])
-def test_a_rule_reads_the_number_of_entries_of_the_leaf(read, compile, monkeypatch):
-    monkeypatch.setattr(bundle, "CHUNK", 1024)
+def test_a_rule_reads_the_number_of_entries_of_the_leaf(read, compile, parts_of):
+    parts_of(1024)
 
     @gradtx.per_tensor(elementwise=True)
     def divide_by_size():
@@ -226,9 +225,9 @@ def test_coded_leaves_of_equal_size_may_have_different_shapes(compile):
 
 @pytest.mark.parametrize("code", [None, "int8"])
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_rule_reads_the_fan_in_of_leaves_in_parts(code, compile, monkeypatch):
+def test_a_rule_reads_the_fan_in_of_leaves_in_parts(code, compile, parts_of):
     """The largest leaf has no fan-in, so that only the others show that the rule reads it."""
-    monkeypatch.setattr(bundle, "CHUNK", 4096)
+    parts_of(4096)
 
     @gradtx.per_tensor(elementwise=True)
     def momentum_by_fan_in():
@@ -261,8 +260,8 @@ WITH_SHAPES = {
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", WITH_SHAPES)
-def test_the_program_of_a_leaf_that_has_its_sizes_is_not_that_of_its_parts(name, compile, monkeypatch):
-    monkeypatch.setattr(bundle, "CHUNK", 1024)
+def test_the_program_of_a_leaf_that_has_its_sizes_is_not_that_of_its_parts(name, compile, parts_of, monkeypatch):
+    parts_of(1024)
     function, is_in_parts = WITH_SHAPES[name]
 
     @gradtx.per_tensor(elementwise=True)
@@ -301,9 +300,9 @@ MIXING = {
 @pytest.mark.parametrize("shape", [(128, 64), (64, 64), (8192,)])
 @pytest.mark.parametrize("name", MIXING)
 def test_a_leaf_whose_entries_interact_is_not_divided_although_its_rule_promises_they_do_not(
-    name, shape, compile, monkeypatch
+    name, shape, compile, parts_of
 ):
-    monkeypatch.setattr(bundle, "CHUNK", 4096)
+    parts_of(4096)
 
     @gradtx.per_tensor(elementwise=True)
     def rule():
@@ -318,8 +317,8 @@ def test_a_leaf_whose_entries_interact_is_not_divided_although_its_rule_promises
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_term_that_adds_up_for_vectors_only_is_not_summed_over_parts_of_matrices(compile, monkeypatch):
-    monkeypatch.setattr(bundle, "CHUNK", 1024)
+def test_a_term_that_adds_up_for_vectors_only_is_not_summed_over_parts_of_matrices(compile, parts_of):
+    parts_of(1024)
     tx = dividing_by_sum(lambda update: update.square().sum().sqrt() if update.ndim == 2 else update.sum())
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((64, 64), (6,))]
     optimizer = gradtx.as_optimizer(gradtx.chain(tx, gradtx.scale_by_learning_rate(1.0)), params, compile=compile)
