@@ -1,4 +1,4 @@
-"""What the installed optax returns, for tests/test_optax_names.py: a problem on stdin, answers on stdout, as JSON.
+"""What the installed optax returns, for tests/project/test_optax_names.py: a problem on stdin, answers on stdout.
 
 A process of its own, since jax starts threads, and a process with threads must not be forked, as other tests do.
 """

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 import gradtx
+from tests.compiler.expressions import wrong_operations
 
 LONG = 32  # for what begins late
 STEPS = 16
@@ -256,8 +258,25 @@ def _blaming(check: Callable[[Any, Any], None], step: Any, reference: Any) -> No
         except AssertionError:
             whose = RULE_DIFFERS
         else:
-            whose = COMPILER_DIFFERS
+            whose = COMPILER_DIFFERS + first_slot_that_differs(step) + wrong_operations()
         raise AssertionError(f"{error}\n{whose}") from None
+
+
+def first_slot_that_differs(tx: gradtx.GradientTransformation) -> str:
+    """Where a program and the rule line by line first part on the problem: the slots of links come in their order."""
+    compiled, by_line = Transformed(tx), Transformed(tx)
+    params = problem()
+    for t in range(1, STEPS + 1):
+        grads = gradients(params, t)
+        compiled(grads, params)
+        with gradtx.eagerly():
+            updates = by_line(grads, params)
+        states = (dict(tree_flatten_with_path(stepper.state)[0]) for stepper in (compiled, by_line))
+        for (path, slot), (_, expected) in zip(*(state.items() for state in states), strict=True):
+            if not torch.allclose(slot.double(), expected.double(), rtol=TOLERANCE, equal_nan=True):
+                return f"; first in {keystr(path)} of the state, at step {t}"
+        params = {name: params[name] + updates[name] for name in params}
+    return ""
 
 
 def follows_along(

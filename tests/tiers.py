@@ -186,7 +186,7 @@ def cases_of(names: str) -> tuple[Any, ...]:
 # The table: of each property, the cases by night, by day, and in `make quick`, which has those of them that it has
 # by day. The third is empty where the test or its file is left out of it.
 PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
-    "test_conformance": {
+    "project.test_conformance": {
         "test_updates_and_slots_keep_shapes_and_dtypes": ("all", "plain links + chosen aliases", "of each kind"),
         "test_a_bf16_update_is_the_float32_one": (
             "lean that round nothing and call no gradient", "of each kind", "a few",
@@ -235,7 +235,7 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
             "plain without a closure", "one of each kind", "a few",
         ),
     },
-    "test_conformance_func": {
+    "project.test_conformance_func": {
         "test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop": (
             "costly", "of each kind + first third of links", "a few",
         ),
@@ -392,27 +392,28 @@ def by_day(*patterns: str) -> Callable[[Any], Any]:
 # Files that `make quick` leaves out, and does not import: they compile, start processes, use other libraries, read the
 # documentation, or take long. Single slow tests in other files have the mark.
 FROM_TEST_ON = (
-    "clients", "distributed", "fuzz", "gpu/test_fuzz.py", "gpu/test_kernels.py", "test_compiled_updates.py",
-    "test_docs.py", "test_examples.py",
-    "test_from_pytorch_optimizer.py", "test_imports.py", "test_optax_names.py", "test_package.py", "test_parts.py",
-    "test_registry.py", "test_site.py", "test_storage.py", "test_sweep.py", "test_torch_names.py", "test_typed.py",
-    "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
-    "combinators/test_rotated.py", "combinators/test_selection.py", "combinators/test_sharpness.py",
-    "combinators/test_tuners.py", "lists/test_batches.py", "lists/test_by_count.py",
-    "optim/scaling_and_capture/test_capture.py", "optim/checkpoints/test_checkpoints.py",
-    "optim/plans/test_compiled.py", "optim/plans/test_compiled_rough.py", "optim/steps/test_complex.py",
-    "optim/checkpoints/test_copies.py", "optim/plans/test_cpp_kernels.py", "optim/scaling_and_capture/test_devices.py",
-    "optim/surroundings/test_ecosystem.py", "optim/state/test_exchanged.py",
-    "optim/checkpoints/test_foreign_checkpoints.py", "optim/scaling_and_capture/test_grad_scaler.py",
-    "optim/plans/test_large_leaves.py", "optim/steps/test_release.py", "optim/state/test_storage.py",
-    "optim/surroundings/test_surroundings.py", "optim/plans/test_stagger.py",
-    "optim/plans/test_order_in_memory.py", "optim/plans/test_tiles.py",
-    "users/test_language_models.py",
-    "users/test_optimizer_research.py", "users/test_records.py", "watching",
+    "base/test_torch_names.py", "clients", "combinators/test_blocks.py", "combinators/test_precision.py",
+    "combinators/test_qk_clip.py", "combinators/test_rotated.py", "combinators/test_selection.py",
+    "combinators/test_sharpness.py", "combinators/test_stagger.py", "combinators/test_tuners.py",
+    "compiler/test_batches.py", "compiler/test_compiled.py", "compiler/test_cpp_kernels.py", "compiler/test_tiles.py",
+    "distributed", "fuzz", "gpu/test_fuzz.py", "gpu/test_kernels.py", "optim/checkpoints/test_checkpoints.py",
+    "optim/checkpoints/test_copies.py", "optim/checkpoints/test_foreign_checkpoints.py",
+    "optim/engine/test_compiled_rough.py", "optim/engine/test_order_in_memory.py",
+    "optim/scaling_and_capture/test_capture.py", "optim/scaling_and_capture/test_devices.py",
+    "optim/scaling_and_capture/test_grad_scaler.py", "optim/state/test_exchanged.py", "optim/state/test_storage.py",
+    "optim/steps/test_complex.py", "optim/steps/test_release.py", "optim/surroundings/test_ecosystem.py",
+    "optim/surroundings/test_surroundings.py", "plans/test_by_count.py", "plans/test_large_leaves.py",
+    "project/test_docs.py", "project/test_examples.py", "project/test_from_pytorch_optimizer.py",
+    "project/test_imports.py", "project/test_optax_names.py", "project/test_package.py", "project/test_site.py",
+    "project/test_typed.py", "pure/test_compiled_updates.py", "state/test_parts.py", "state/test_storage.py",
+    "sweeps/test_sweep.py", "test_registry.py", "users/test_language_models.py", "users/test_optimizer_research.py",
+    "users/test_records.py", "watching",
 )  # fmt: skip
 
 # In these, `make quick` runs two cases of each test without a row: the first, and the one in the middle.
-TWO_CASES_IN_QUICK = ("algorithms", "combinators", "gpu", "links", "lists", "optim", "pure")
+TWO_CASES_IN_QUICK = ("algorithms", "combinators", "compiler", "gpu", "links", "optim", "plans", "pure")
+# But of these all: one kernel has all cases, and each is another operation.
+ALL_CASES_IN_QUICK = ("compiler/test_expressions.py",)
 
 # Single tests and examples, as patterns of their ids from tests/ on, and the tier from which on they run.
 TESTS = {
@@ -423,12 +424,12 @@ TESTS = {
     "combinators/test_precision.py::test_noise_follows_the_places_of_entries_in_any_layout[[]True]": NIGHT,
     "distributed/test_release.py::test_compiled_programs_step_shards_during_backward": NIGHT,
     "fuzz/test_fuzz.py::test_random_chains_compile*": NIGHT,
-    "optim/plans/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*": NIGHT,
+    "compiler/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*": NIGHT,
     "optim/steps/test_complex.py::test_compiled_steps_equal_the_default*": NIGHT,
     "optim/scaling_and_capture/test_grad_scaler.py::test_compiled_steps_under_a_scaler_equal_*_once[[]design]": NIGHT,
-    "test_conformance_func.py::test_a_whole_step_through_inductor_equals_eager": NIGHT,
-    "test_optax_names.py::test_*_that_are_said_to_be_equal_give_the_same_*": NIGHT,
-    "test_typed.py::*[[]found_by_mypy*": NIGHT,
+    "project/test_conformance_func.py::test_a_whole_step_through_inductor_equals_eager": NIGHT,
+    "project/test_optax_names.py::test_*_that_are_said_to_be_equal_give_the_same_*": NIGHT,
+    "project/test_typed.py::*[[]found_by_mypy*": NIGHT,
 }
 MARKS = {DAY: pytest.mark.slow, NIGHT: pytest.mark.nightly}
 
@@ -440,7 +441,7 @@ def is_left_out_of_quick(path: Path) -> bool:
 
 @functools.cache
 def _has_two_cases_in_quick(path: Path) -> bool:
-    return _is_in(path, TWO_CASES_IN_QUICK)
+    return _is_in(path, TWO_CASES_IN_QUICK) and not _is_in(path, ALL_CASES_IN_QUICK)
 
 
 def _is_in(path: Path, names: tuple[str, ...]) -> bool:

@@ -72,6 +72,11 @@ template <class T> static inline T minimum(T x, T y) {
   const T bound = y != y ? (T)-INFINITE : y;
   return !(x >= bound) ? x : y;
 }
+// As `pow`, for which a negative number has no root.
+template <class T> static inline T cube_root(T x) {
+  const T size = abs(x);
+  return cbrt(x < 0 && size < (T)INFINITE ? (T)NOT_A_NUMBER : size);
+}
 template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
 
 struct bfloat16 {
@@ -214,7 +219,7 @@ class CppExpressions(ExpressionWriter):
 
     def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
         if args[1] == 1 / 3:
-            return self._call("cbrt", operands[:1])
+            return self._call("cube_root", operands[:1])
         return super()._power(operands, args, dtype)
 
     def _loaded(self, row: int, leaf: Node, place: str) -> str:

@@ -128,16 +128,12 @@ class ExpressionWriter(ABC):
             common = _common_dtype(args)
             x, y = (self._operand(item, common) for item in args)
             return f"{x} {COMPARISONS[name]} {y}"
-        if name in ("isnan", "isinf", "isfinite"):
+        if name in ("isnan", "isinf"):
             own = dtype_of(args[0])
             own = torch.float32 if own in HALF else own
             x, infinity = self._operand(args[0], own), self._constant(math.inf, own)
             size = self._call("abs", [x])
-            return {
-                "isnan": f"{x} != {x}",
-                "isinf": f"{size} == {infinity}",
-                "isfinite": f"{size} < {infinity}",
-            }[name]
+            return f"{x} != {x}" if name == "isnan" else f"{size} == {infinity}"
         operands = [self._operand(item, compute) for item in args]
         code = self._code(name, args, operands, kwargs, compute)
         return code if compute is dtype else self._converted(f"({code})", dtype)
@@ -214,8 +210,8 @@ class ExpressionWriter(ABC):
         return self._call("pow", operands)
 
     def _without_nan(self, operand: str, args: Any, dtype: torch.dtype) -> str:
-        """Return the code of `nan_to_num`."""
-        largest = torch.finfo(dtype).max
+        """Return the code of `nan_to_num`; `dtype` may be wider than the entries, whose largest number it is."""
+        largest = torch.finfo(dtype_of(args[0])).max
         instead = [0.0, largest, -largest]
         for i, value in enumerate(args[1:]):
             instead[i] = instead[i] if value is None else value

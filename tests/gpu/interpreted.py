@@ -46,6 +46,20 @@ def _rounded(builder: Any, handle: Any, dtype: Any) -> Any:
     return CAST(builder, handle, dtype)
 
 
+def _of_bfloat16(builder: Any, value: float) -> Any:
+    """Return a constant of bfloat16, which the interpreter lacks; it keeps the words."""
+    from triton import language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    word = torch.tensor([value], dtype=torch.bfloat16).view(torch.int16)
+    return TensorHandle(word.numpy().view(np.uint16), tl.bfloat16)
+
+
+def _without_nan(function: Any) -> Any:
+    """Return the operation of GPUs that passes over NaN, as Triton's does unless it is told otherwise."""
+    return lambda builder, x, y: builder.binary_op(x, y, function)
+
+
 def _splat(builder: Any, shape: Any, handle: Any) -> Any:
     """Repeat a number; the interpreter takes the result of a comparison for a number of the operands' dtype."""
     from triton import language as tl
@@ -122,4 +136,7 @@ def interpreting() -> Iterator[None]:
         patch.setattr(engine_triton, "launch", launch)
         patch.setattr(InterpreterBuilder, "cast_impl", _rounded)
         patch.setattr(InterpreterBuilder, "create_splat", _splat)
+        patch.setattr(InterpreterBuilder, "get_bf16", _of_bfloat16, raising=False)
+        for name, function in (("create_maxnumf", np.fmax), ("create_minnumf", np.fmin)):
+            patch.setattr(InterpreterBuilder, name, _without_nan(function))
         yield

@@ -22,9 +22,9 @@ from gradtx.optim.engine.kernels import KernelEngine
 from gradtx.plans.kernel_function import kernel_function_of
 from gradtx.pure import graph_node as graphs
 from tests.codecs import AFFINE, DOUBLY
+from tests.compiler.problems import CHANNELS, DIRECTIONS, ROWS, moved, rule
 from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
-from tests.optim.plans.test_cpp_kernels import CHANNELS, DIRECTIONS, ROWS, moved, rule
 from tests.tiers import by_day, each_case
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]

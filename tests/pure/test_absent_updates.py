@@ -19,7 +19,7 @@ from tests.conformance import (
     noise,
     untouched,
 )
-from tests.optim.plans.test_walk import walk_of
+from tests.optim.engine.test_walk import walk_of
 from tests.tiers import by_day
 
 TOLERANCE = 1e-12  # the same float64 operations, in another order

@@ -7,7 +7,7 @@ import pytest
 import gradtx
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.watching.modules import modules_with
-from tests.test_examples import script
+from tests.project.test_examples import script
 
 pytest.importorskip("sklearn")
 
