@@ -136,10 +136,14 @@ def _joined(x: Dimension, y: Dimension) -> Dimension:
     return _expanded(x)
 
 
-def _dimensions(node: Node, known: dict[Node, list[Dimension]]) -> list[Dimension]:
+def _dimensions(
+    node: Node, dimensions_of: dict[Node, list[Dimension]]
+) -> list[Dimension]:
     """Return the dimensions of a result."""
     shape, target = _shape(node), node.target
-    operands = [known[item] for item in node.all_input_nodes if item in known]
+    operands = [
+        dimensions_of[item] for item in node.all_input_nodes if item in dimensions_of
+    ]
     if target in FILLED:
         return [()] * len(shape)
     if target in REDUCTIONS:

@@ -103,13 +103,13 @@ class Scalars:
     def __init__(self, program: Program, device: torch.device):
         self._program = program
         self._device = device
-        self._known: dict[frozenset[int], ScalarProgram] = {}
+        self._programs: dict[frozenset[int], ScalarProgram] = {}
 
     def given(self, on_device: frozenset[int]) -> ScalarProgram:
         """Return their program, given which of the shared arguments the host does not know."""
-        if on_device not in self._known:
+        if on_device not in self._programs:
             scalars = [self._program.arguments[i] for i in on_device]
             mark_on_device(self._program.graph, scalars)
             text = Text(self._device)
-            self._known[on_device] = ScalarProgram(self._program, text)
-        return self._known[on_device]
+            self._programs[on_device] = ScalarProgram(self._program, text)
+        return self._programs[on_device]

@@ -328,15 +328,15 @@ class KernelWriter(ExpressionWriter):
         """Return which slots later stages still read as they were before, if stages write these early."""
         lines, inputs = {**self._lines}, {**self._inputs}
         written = [store.node for stores in early.values() for store in stores]
-        known: list[Write] = []
+        earlier: list[Write] = []
         outdated: list[Write] = []
         for depth, of_stage in enumerate(outputs):
             own = early.get(depth, [])
             others = [x for x in of_stage if x not in written]
             needed = self._needed([*others, *(store.node for store in own)])
-            outdated += [x for x in known if self._reads_old(x, needed)]
+            outdated += [x for x in earlier if self._reads_old(x, needed)]
             self._reload(own)
-            known += own
+            earlier += own
         self._lines, self._inputs = lines, inputs
         self._reloaded.clear()
         return outdated

@@ -20,9 +20,9 @@ from gradtx.compiler.graph import (
     argument_like,
     dtype_of,
     following,
-    is_known,
     is_list,
     is_on_device,
+    is_on_host,
     is_scalar,
     operator_name,
 )
@@ -485,7 +485,7 @@ class _Writer(Text):
         return (
             is_cpu
             and isinstance(scalar, Node)
-            and is_known(scalar)
+            and is_on_host(scalar)
             and dtype in EXACT_SCALARS
         )
 
@@ -532,8 +532,8 @@ class _Writer(Text):
     def _selection(self, node: Node) -> str:
         """Return the code that selects one of two operands; the other may not have been computed."""
         condition, x, y = node.args
-        for known, truth in self._needs.of(node):
-            if known is condition:
+        for met, truth in self._needs.of(node):
+            if met is condition:
                 return self._branch(node, x if truth else y)
         return f"{self._branch(node, x)} if {self.text(condition)} else {self._branch(node, y)}"
 
@@ -607,7 +607,7 @@ def _fills(node: Node) -> bool:
     if node.target is not aten.copy_.default:
         return False
     slot, scalar = node.args
-    is_computed = isinstance(scalar, Node) and is_known(scalar)
+    is_computed = isinstance(scalar, Node) and is_on_host(scalar)
     return is_computed and is_list(slot) and dtype_of(scalar) == dtype_of(slot)
 
 

@@ -269,8 +269,8 @@ class TritonWriter(TritonExpressions, KernelWriter):
         has_values_of_rows = self._groups.are_rows and any(
             map(self._adds_rows, self._partial)
         )
-        is_known = self._fixed_row is not None or not self._groups.are_rows
-        return is_known and not ("sum" in kinds or has_values_of_rows)
+        has_fixed_rows = self._fixed_row is not None or not self._groups.are_rows
+        return has_fixed_rows and not ("sum" in kinds or has_values_of_rows)
 
     def _adds_rows(self, node: Node) -> bool:
         """Whether a reduction adds up the values of rows."""
