@@ -216,11 +216,11 @@ class LeafFunction:
     make_chain: MakeChain
     scaling: Callable[[Run, Take], Any] | None = None
 
-    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
-        """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
+    def __call__(self, arguments: list[Tensor], total_names: Names) -> PhaseResult:
+        """Run up to the first sum whose total is not an argument; `total_names` are those of the totals that are."""
         arguments_left = deque(arguments)
         run = RecordedRun(self.signature, arguments[-1].device)
-        leaf = self._leaf(run, arguments_left, known)
+        leaf = self._leaf(run, arguments_left, total_names)
         taken = self._memory_of(leaf)
         try:
             execute([leaf])
@@ -267,7 +267,7 @@ class LeafFunction:
         return {memory_of(tensor) for tensor in tensors if tensor is not None}
 
     def _leaf(
-        self, run: RecordedRun, arguments_left: deque[Tensor], known: Names
+        self, run: RecordedRun, arguments_left: deque[Tensor], total_names: Names
     ) -> Leaf:
         """Create the leaf from the arguments, with its program."""
         signature, take = self.signature, arguments_left.popleft
@@ -282,7 +282,7 @@ class LeafFunction:
         run.equal = {key: take() for key in signature.equal}
         scalars = {name: take() for name in signature.scalars}
         scalars.update(signature.absent)
-        for names in known:
+        for names in total_names:
             run.totals.append(
                 {name: take() for name in names if not isinstance(name, LeafSum)}
             )
@@ -297,7 +297,7 @@ class LeafFunction:
             leaf.extras[extra] = take().to(leaf.compute_dtype)
         if signature.positional:
             leaf.first_entry = take()
-        for names, totals in zip(known, run.totals, strict=True):
+        for names, totals in zip(total_names, run.totals, strict=True):
             of_leaf = [total.name for total in names if isinstance(total, LeafSum)]
             if of_leaf:
                 totals[leaf.name] = {name: take() for name in of_leaf}

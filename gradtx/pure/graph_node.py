@@ -59,16 +59,16 @@ def init(tx: Transformation, params: Any, counts: str) -> Any:
 def update(call: _pure.UpdateCall) -> Any:
     """Return new `(updates, state)`; None if dynamo must trace the rules."""
     tx, updates, state, params, extras = call
-    known = {}
+    scalar_extras = {}
     for name, value in extras.items():
         if isinstance(value, float) or _is_0d(value):
-            known[name] = as_scalar(name, value)
+            scalar_extras[name] = as_scalar(name, value)
     tensors: list[Tensor] = []
     structure = _structure_of((updates, state, params), tensors)
     if structure is None:
         return None
-    arguments = "update", structure, tuple(known), tuple(extras)
-    return _results(tx, arguments, tensors, list(known.values()))
+    arguments = "update", structure, tuple(scalar_extras), tuple(extras)
+    return _results(tx, arguments, tensors, list(scalar_extras.values()))
 
 
 def _is_0d(value: Any) -> bool:
@@ -85,8 +85,8 @@ def _results(
         return None
     key, order = origin._graph_node(id(origin), tuple(replaced), *arguments)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
-    known = [*origin._hyperparameters.tensors, *replaced.values()]
-    scalars = [known[i] for i in order]
+    hyperparameters = [*origin._hyperparameters.tensors, *replaced.values()]
+    scalars = [hyperparameters[i] for i in order]
     results = _run(key, scalars, tensors, extras)
     if not results:
         return None
@@ -318,7 +318,7 @@ class UpdateNode(GraphNode):
     Args:
         tx: The transformation.
         structure: The structure of updates, state and parameters.
-        known: The names of extras that are scalars.
+        scalar_extras: The names of extras that are scalars.
         extras: The names of all extras; no rule reads the others.
     """
 
@@ -326,11 +326,11 @@ class UpdateNode(GraphNode):
         self,
         tx: Transformation,
         structure: Any,
-        known: tuple[str, ...],
+        scalar_extras: tuple[str, ...],
         extras: tuple[str, ...],
     ):
         super().__init__(tx, structure)
-        self._known = known
+        self._scalar_extras = scalar_extras
         self._unread = dict.fromkeys(extras, _unread)
         # What the operator runs; without one, what `update` finds at each call, if the counts of leaves differ.
         self._program: _plans.TreePlan | None = None
@@ -364,7 +364,7 @@ class UpdateNode(GraphNode):
         """Return the program for calls like this one, which lack any updates."""
         tx = call.tx
         numbers = _plans.hyperparameters_of(tx).structure
-        key = "node", trees.structure, self._known, tuple(self._unread), numbers
+        key = "node", trees.structure, self._scalar_extras, tuple(self._unread), numbers
         programs_by_key = _plans.programs_of(tx)
         for program in programs_by_key.get(key, ()):
             if program.fits(trees):
@@ -372,8 +372,8 @@ class UpdateNode(GraphNode):
         trees = trees.with_likely_updates({})
         call = call._replace(updates=trees.updates())
         run, leaves = _pure.begin(call)
-        known = {name: call.extras[name] for name in self._known}
-        program = _plans.TreePlan(call, run, leaves, trees, known, function_of)
+        scalars = {name: call.extras[name] for name in self._scalar_extras}
+        program = _plans.TreePlan(call, run, leaves, trees, scalars, function_of)
         _plans.keep(program, key, programs_by_key)
         return program
 
@@ -432,7 +432,7 @@ class UpdateNode(GraphNode):
         )
         extras = {
             **self._unread,
-            **dict(zip(self._known, arguments.extras, strict=True)),
+            **dict(zip(self._scalar_extras, arguments.extras, strict=True)),
         }
         return _pure.UpdateCall(self._chain(), updates, state, params, extras)
 
@@ -492,10 +492,10 @@ def node_for(
     """
     _allow()
     stand_ins = [torch.zeros((), dtype=torch.float64) for _ in places]
-    known = list(map(id, [*_plans.hyperparameters_of(tx).tensors, *stand_ins]))
+    identities = list(map(id, [*_plans.hyperparameters_of(tx).tensors, *stand_ins]))
     replaced = tx._replaced(dict(zip(places, stand_ins, strict=True)), True)
     order = [
-        known.index(id(tensor))
+        identities.index(id(tensor))
         for tensor in _plans.hyperparameters_of(replaced).tensors
     ]
     made = KINDS[kind](replaced, *arguments)

@@ -72,12 +72,17 @@ def update(call: UpdateCall) -> Any:
         trees = Trees.of(updates, state, params, counts_of(state))
     except UnsuitableError:
         return None
-    known: dict[str, Tensor] = {}
+    scalar_extras: dict[str, Tensor] = {}
     for name, value in extras.items():
         if _is_scalar(value):
-            known[name] = as_scalar(name, value)
+            scalar_extras[name] = as_scalar(name, value)
     hyperparameters = hyperparameters_of(tx)
-    key = trees.structure, tuple(known), tuple(extras), hyperparameters.structure
+    key = (
+        trees.structure,
+        tuple(scalar_extras),
+        tuple(extras),
+        hyperparameters.structure,
+    )
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
@@ -92,7 +97,7 @@ def update(call: UpdateCall) -> Any:
     program = _program_for(trees, programs)
     is_new = program is None
     if program is None:
-        program = _recorded(call, trees, known, programs)
+        program = _recorded(call, trees, scalar_extras, programs)
     if program is None:
         result = _pure.update(call)  # raises an error if the call is invalid
         programs_by_key[key] = None
@@ -108,8 +113,8 @@ def update(call: UpdateCall) -> Any:
         return None
     try:
         if not is_new:
-            return program(call, trees, values, known.values())
-        result = _first_result(program, call, trees, values, known)
+            return program(call, trees, values, scalar_extras.values())
+        result = _first_result(program, call, trees, values, scalar_extras)
     except UnsuitableError:
         programs_by_key[key] = None
         return None
@@ -134,12 +139,12 @@ def _first_result(
     call: UpdateCall,
     trees: Trees,
     values: list[Any],
-    known: dict[str, Tensor],
+    scalar_extras: dict[str, Tensor],
 ) -> Any:
     """Return the result of a new program; if it fails, the definition tells what is invalid in the call."""
     failure: Exception | None = None
     try:
-        return program(call, trees, values, known.values())
+        return program(call, trees, values, scalar_extras.values())
     except UnsuitableError:
         raise
     except Exception as error:
@@ -163,7 +168,7 @@ def _program_for(trees: Trees, programs: list[TreePlan]) -> TreePlan | None:
 def _recorded(
     call: UpdateCall,
     trees: Trees,
-    known: dict[str, Tensor],
+    scalar_extras: dict[str, Tensor],
     programs: list[TreePlan],
 ) -> TreePlan | None:
     """Return a program for calls like this one; None if there is none, as for an invalid call.
@@ -173,7 +178,7 @@ def _recorded(
 
     Args:
         call, trees: The call.
-        known: As in `TreePlan`.
+        scalar_extras: As in `TreePlan`.
         programs: Earlier programs for trees of this structure.
     """
     try:
@@ -183,7 +188,7 @@ def _recorded(
             likely = trees.with_likely_updates(seen)
             whole = call._replace(updates=likely.updates())
             run, leaves = _pure.begin(whole)
-            program = TreePlan(whole, run, leaves, likely, known)
+            program = TreePlan(whole, run, leaves, likely, scalar_extras)
             has_lists = _has_lists(NestedState(call.state, run.stages))
     except Exception:  # of a user's rule, it may be any
         return None
@@ -314,7 +319,7 @@ class TreePlan(Plan["TreeBundle"]):
         call: The call.
         run, leaves: The call, which has begun.
         trees: Its trees; updates that are absent now always are.
-        known: The extras that are arguments of the program; no rule may read the others.
+        scalar_extras: The extras that are arguments of the program; no rule may read the others.
         function_of: As in `ListBundle`.
 
     Attributes:
@@ -333,12 +338,12 @@ class TreePlan(Plan["TreeBundle"]):
         run: TreeRun,
         leaves: dict[str, Leaf],
         trees: Trees,
-        known: dict[str, Tensor],
+        scalar_extras: dict[str, Tensor],
         function_of: FunctionOf = list_function_of,
     ):
         self._function_of = function_of
         self._recordings = _recordings_of(call.tx)
-        self._takes_none = _check_call(call, run, leaves, known)
+        self._takes_none = _check_call(call, run, leaves, scalar_extras)
         kind, (*of_results, of_params) = trees.structure
         self._new = kind, of_results
         indices = iter(range(len(trees.tensors)))
@@ -357,14 +362,17 @@ class TreePlan(Plan["TreeBundle"]):
                 self._shared[path, name] = old.tree((*path, name))
         hyperparameters = hyperparameters_of(call.tx)
         self._counts = self._counts_for(hyperparameters, run)
-        scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
+        scalars = [
+            *(tensors[i] for i in self._shared.values()),
+            *scalar_extras.values(),
+        ]
         on_host = not any(map(is_on_accelerator, scalars))
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
         chain = ChainOf(call.tx, hyperparameters.structure)
 
         def first(kind: LeafKind, row: TreeRow) -> Family[TreeRow]:
-            signature = self._signature(call, run, row, kind, tensors, known)
+            signature = self._signature(call, run, row, kind, tensors, scalar_extras)
             return Family(kind, signature, row.leaf.operations, chain, on_host)
 
         places = {name: i for i, name in enumerate(state.get(LEAF_STEPS, ()))}
@@ -440,7 +448,7 @@ class TreePlan(Plan["TreeBundle"]):
         row: TreeRow,
         kind: LeafKind,
         tensors: list[Tensor],
-        known: dict[str, Tensor],
+        scalar_extras: dict[str, Tensor],
     ) -> Signature:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
         leaf = row.leaf
@@ -460,8 +468,8 @@ class TreePlan(Plan["TreeBundle"]):
             layout=Layout.keyed_by_path(row.slots, shared, codes),
             hyperparameters=len(self._counts),
             shared={place: tensors[self._shared[place]].dtype for place in shared},
-            scalars={name: value.dtype for name, value in known.items()},
-            absent={name: UNREAD for name in call.extras if name not in known},
+            scalars={name: value.dtype for name, value in scalar_extras.items()},
+            absent={name: UNREAD for name in call.extras if name not in scalar_extras},
             writes=False,
         )
 
@@ -490,8 +498,8 @@ class TreePlan(Plan["TreeBundle"]):
         for value, i in zip(values, self._counts, strict=True):
             if isinstance(value, Schedule):
                 count = tensors[i]
-                is_known = on_host and not is_on_accelerator(count)
-                value = value.at(int(count)) if is_known else resolve(value, count)
+                is_on_host = on_host and not is_on_accelerator(count)
+                value = value.at(int(count)) if is_on_host else resolve(value, count)
             scalars.append(value)
         return scalars
 
@@ -660,7 +668,10 @@ class TreePlan(Plan["TreeBundle"]):
 
 
 def _check_call(
-    call: UpdateCall, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
+    call: UpdateCall,
+    run: TreeRun,
+    leaves: dict[str, Leaf],
+    scalar_extras: Collection[str],
 ) -> bool:
     """Check that programs may run a call; return whether a rule takes leaves without a gradient.
 
@@ -668,7 +679,7 @@ def _check_call(
         UnsuitableError: If they may not, for example because a rule checks extras.
     """
     traits = run.route.traits()
-    if any(name in run.leaf_extras for name in known):
+    if any(name in run.leaf_extras for name in scalar_extras):
         raise UnsuitableError
     if run.opaque or (call.extras and any(link.checks_extras for link in traits)):
         raise UnsuitableError
