@@ -78,9 +78,11 @@ class ClockReading:
         self._corrections: list[tuple[Any, Tensor]] = []
 
     def bias_correction(self, beta: Any) -> Tensor:
-        for known, value in self._corrections:
-            if known is beta or (
-                isinstance(beta, float) and isinstance(known, float) and known == beta
+        for earlier, value in self._corrections:
+            if earlier is beta or (
+                isinstance(beta, float)
+                and isinstance(earlier, float)
+                and earlier == beta
             ):
                 return value
         value = self.correction_at(beta, self.time)
@@ -94,10 +96,10 @@ class ClockReading:
         """
         if self.host is None or is_intercepted():  # a tracer cannot read values
             return bias_correction(beta, time)
-        known_beta, known_time = _on_host(beta), _on_host(time)
-        if known_beta is None or known_time is None:
+        beta_on_host, time_on_host = _on_host(beta), _on_host(time)
+        if beta_on_host is None or time_on_host is None:
             return bias_correction(beta, time)
-        return torch.full_like(time, -math.expm1(known_time * math.log(known_beta)))
+        return torch.full_like(time, -math.expm1(time_on_host * math.log(beta_on_host)))
 
 
 def bias_correction(beta: Any, time: Any) -> Tensor:
