@@ -80,8 +80,8 @@ def train_step(
             raise TypeError(
                 f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
             )
-        known = at.extras(loss)
-        updates, state = tx.update(grads, state, params, **{**known, **extras})
+        extras_of_loss = at.extras(loss)
+        updates, state = tx.update(grads, state, params, **{**extras_of_loss, **extras})
         new_params = apply_updates(params, updates)
         return new_params, state, (loss, aux) if has_aux else loss
 

@@ -167,7 +167,7 @@ def counterpart(name: str) -> str | None:
     # Only here, because only errors need it.
     from gradtx.base.other_names import OTHER_NAMES
 
-    found = {plain(known): use for known, use in COUNTERPARTS.items()}
+    found = {plain(word): use for word, use in COUNTERPARTS.items()}
     for method in OTHER_NAMES:
         for spelling in (method.title, *method.spellings):
             use = f"use {method.chain}; see docs/other-names.md"
