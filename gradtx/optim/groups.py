@@ -337,9 +337,9 @@ class GroupSettings:
 
     def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive for leaves there."""
-        known, tx = self._chains.get(device, ({}, self.tx))
+        values_before, tx = self._chains.get(device, ({}, self.tx))
         # Tensors are compared by identity.
-        if is_same(tuple(known.values()), tuple(values.values())):
+        if is_same(tuple(values_before.values()), tuple(values.values())):
             return tx
         hyperparameters = self._hyperparameters_of(values, self.structure)
         tensors = [number_on(device, item) for item in hyperparameters.values]

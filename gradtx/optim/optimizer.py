@@ -337,11 +337,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: max_iter={max_iter!r} must be an int of at least 1, and needs a closure"
             )
         params = params_of(self.param_groups)
-        known = KnownClosure(closure, params)
+        memoized = KnownClosure(closure, params)
         losses = []
         for _ in range(max_iter):
             before = Weights(params)
-            losses.append(self._step(known, consume_gradients, dict(extras)))
+            losses.append(self._step(memoized, consume_gradients, dict(extras)))
             if before.are_present():
                 break
         return losses[0]

@@ -91,14 +91,14 @@ class Agreement:
             RuntimeError: If another rank has other parameters, gradients, counts or hyperparameters.
         """
         self.is_done = True
-        is_known = intent.fingerprint == self._agreed
-        if is_known and members.replicas is None:
+        is_agreed = intent.fingerprint == self._agreed
+        if is_agreed and members.replicas is None:
             return
         # If the ranks differ, the next attempt compares again.
         self._agreed = None
-        if not is_known:
+        if not is_agreed:
             self._parts = _parts(intent, members, self._teams_of(members))
-        if not (is_known and are_identical(intent.values, self._values)):
+        if not (is_agreed and are_identical(intent.values, self._values)):
             self._digests = [digest_of(part.lines(intent)) for part in self._parts]
             self._values = [] if _may_change(intent.values) else intent.values
         teams = [part.team for part in self._parts]
@@ -130,8 +130,8 @@ class Agreement:
 
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
-        # The other ranks do not compare a known plan, unless they have whole parameters.
-        is_silent = members.replicas is None and self._is_known(members)
+        # The other ranks do not compare an agreed plan, unless they have whole parameters.
+        is_silent = members.replicas is None and self._is_agreed(members)
         if self.is_done or is_silent:
             return
         self.is_done = True
@@ -139,7 +139,7 @@ class Agreement:
         found = unequal(teams, [FAILURE_DIGEST] * len(teams))
         difference(teams, found, None, "step")
 
-    def _is_known(self, members: Members) -> bool:
+    def _is_agreed(self, members: Members) -> bool:
         """Whether the parameters and their gradients are those of the last plan, as far as a failed step shows it."""
         if self._agreed is None:
             return False
@@ -287,12 +287,12 @@ def assign_owners(
             leaves_of_team[team_for(leaf.key.param, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}
-        known_owners: dict[str, int] = {}
+        assigned_owners: dict[str, int] = {}
         for member in members.values():
             if member.owner is not None and team_for(member.param, replicas) == team:
-                known_owners[member.name] = member.owner
+                assigned_owners[member.name] = member.owner
                 shapes[member.name] = member.param.shape
-        owners = assigned(shapes, team.size, known_owners)
+        owners = assigned(shapes, team.size, assigned_owners)
         for leaf in leaves_without_owner:
             leaf.key.owner = owners[leaf.name]
 
