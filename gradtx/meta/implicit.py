@@ -226,16 +226,16 @@ def _positions(
     function: Callable[..., Any],
 ) -> frozenset[int]:
     """Return the positions of named arguments in `args`, which follow the first argument of both functions."""
-    known: dict[str, int] = {}
+    position_of: dict[str, int] = {}
     for named in (function, solver):
-        known.update({name: i for i, name in enumerate(_positional(named)[1:])})
+        position_of.update({name: i for i, name in enumerate(_positional(named)[1:])})
     positions: set[int] = set()
     for name in names:
-        if isinstance(name, str) and name not in known:
+        if isinstance(name, str) and name not in position_of:
             raise ValueError(
-                f"{who}: nondiff: no argument is called {name!r}; {nearest(name, known)}"
+                f"{who}: nondiff: no argument is called {name!r}; {nearest(name, position_of)}"
             )
-        positions.add(known[name] if isinstance(name, str) else name)
+        positions.add(position_of[name] if isinstance(name, str) else name)
     return frozenset(positions)
 
 

@@ -86,8 +86,10 @@ def minimize(
         # Dynamo has no values of a chain that the compiled function makes.
         if _torch.TRACES_OBJECTS and not (tx._is_traced or tx._origin):
             # Dynamo guards functions whose ids it takes, and only the code of others.
-            known = (tx, loss, until, solve, *linear.values())
-            ids = tuple(id(value) for value in known if callable(value) or value is tx)
+            arguments = (tx, loss, until, solve, *linear.values())
+            ids = tuple(
+                id(value) for value in arguments if callable(value) or value is tx
+            )
             node = _graphs.solution(
                 (start, *args),
                 lambda structure, are_real: _planned(

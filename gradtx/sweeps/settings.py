@@ -160,8 +160,8 @@ def by_key(pairs: Iterable[tuple[Any, T]]) -> list[tuple[Any, list[T]]]:
     """Return the items of each key; keys are compared, because settings may have no hash."""
     groups: list[tuple[Any, list[T]]] = []
     for key, item in pairs:
-        for known, items in groups:
-            if known == key:
+        for key_of_group, items in groups:
+            if key_of_group == key:
                 items.append(item)
                 break
         else:
