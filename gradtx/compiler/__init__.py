@@ -9,8 +9,8 @@
 - `write_lists` writes a Python function of lists; `write_kernels`, with a language each, writes C++ and Triton;
   `cpp` and `triton` compile them, and `tables` has the addresses of their arguments.
 
-Lists need no compiler of C++ or Triton, and no rule has a second version. Operations without a list form run leaf by
-leaf inside the same function.
+Lists need no compiler of C++ or Triton, and no rule has a second version. Operations that torch does not offer for
+lists run leaf by leaf inside the same function.
 """
 
 from gradtx.compiler.record import Recording, UnrecordableError, record

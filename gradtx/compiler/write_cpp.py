@@ -100,7 +100,7 @@ class CppWriter(CppTiles):
     # Indices.
 
     def _head(self, kernel: str) -> list[str]:
-        """Return the lines that load the form of a leaf, and scalars."""
+        """Return the lines that load the sizes of a leaf, and scalars."""
         lines = self._own_words(kernel) if self._by_row else []
         names = [*(f"n{i}" for i in self._full), "per", "parts"]
         for row, name in enumerate(names):

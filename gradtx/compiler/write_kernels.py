@@ -212,7 +212,7 @@ class KernelWriter(ExpressionWriter):
                 its arguments.
 
         Raises:
-            UnsuitableProgramError: If the language has no form of an operation.
+            UnsuitableProgramError: If the language cannot express an operation.
         """
         for node in self._program.graph.nodes:
             if node.op == "placeholder" and node in self._leaves:

@@ -57,11 +57,11 @@ OF_NUMBER = {
 SUMS = {aten.add.Tensor, aten.sub.Tensor}
 PRODUCTS = {aten.addcmul.default, aten.addcdiv.default}
 # The name of an operation on lists, its operands and its options.
-Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
+ListCall: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
-# Of operations that torch has for lists of numbers in no version, or not in each: names of their forms leaf by leaf.
+# The prefix of operations that run leaf by leaf: torch has them for lists of numbers in no version, or not in each.
 EACH = "each_"
 # The leaves of a call for lists, in the mean, that takes less time than one for each of them.
 FEW = 4
@@ -163,7 +163,7 @@ class _Writer(Text):
                 self._nodes, self._runs_at_once, self._case_in_batch
             ):
                 self._batches.update(dict.fromkeys(batch, batch))
-        self._memory = MemoryPlan(program.graph, self._has_form_in_place, self._needs)
+        self._memory = MemoryPlan(program.graph, self._can_write_in_place, self._needs)
         self._operands = self._memory.operand
 
     # Scalars that differ between leaves.
@@ -249,7 +249,7 @@ class _Writer(Text):
         lists = filter(is_list, node.all_input_nodes)
         return len({item.meta["val"].shape for item in lists}) == 1
 
-    def _has_form_in_place(self, node: Node) -> bool:
+    def _can_write_in_place(self, node: Node) -> bool:
         if node in self._batches or node.target is aten.copy_.default:
             return False
         call = self._foreach_call(node)
@@ -400,11 +400,11 @@ class _Writer(Text):
         return f"foreach_{name}"
 
     def _foreach_call(self, node: Node) -> list[str] | None:
-        """Return the operation on lists and its operands as text; None if torch has no in-place form of it."""
-        form = self._form(node)
-        if form is None:
+        """Return the operation on lists and its operands as text; None if torch has none that writes in place."""
+        list_call = self._list_call(node)
+        if list_call is None:
             return None
-        name, operands, options = form
+        name, operands, options = list_call
         if any(map(is_on_device, options.values())):
             return None  # the options of operations on lists are Python scalars
         if name != "norm" and _torch.on_lists(f"{name}_") is None:
@@ -428,8 +428,8 @@ class _Writer(Text):
             return f"{EACH}{name}", options
         return name, options
 
-    def _form(self, node: Node) -> Form | None:
-        """Return the form of an operation on lists; None if there is none."""
+    def _list_call(self, node: Node) -> ListCall | None:
+        """Return the call that runs an operation on lists; None if there is none."""
         target, args, kwargs = node.target, node.args, node.kwargs
         name = operator_name(node).removesuffix("_")
         if target is aten.copy_.default or target in PRODUCTS:
@@ -443,7 +443,7 @@ class _Writer(Text):
         if len(args) < 2:
             return None
         if not all(map(is_list, args[:2])):
-            return self._form_with_scalar(node)
+            return self._list_call_with_scalar(node)
         operands = args[:2]
         if self._operands.get(node) is args[1]:
             operands = operands[::-1]  # the one that is written comes first
@@ -453,8 +453,8 @@ class _Writer(Text):
             return name, operands, dict(kwargs)
         return None
 
-    def _form_with_scalar(self, node: Node) -> Form | None:
-        """Return the form of an operation on a list and a scalar."""
+    def _list_call_with_scalar(self, node: Node) -> ListCall | None:
+        """Return the call that runs an operation on a list and a scalar; None if there is none."""
         first, second, *_ = args_of(node)
         if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):
             first, second = second, first

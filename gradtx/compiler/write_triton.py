@@ -136,7 +136,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
     # Indices.
 
     def _head(self, leaf: str) -> list[str]:
-        """Return the lines that load the form of a leaf, and scalars."""
+        """Return the lines that load the sizes of a leaf, and scalars."""
         lines = [f"leaf = {leaf}"]
         for row, name in enumerate([*(f"n{i}" for i in self._full), "per", "parts"]):
             is_fixed = row == self._last and self._fixed_row
