@@ -133,8 +133,8 @@ OPTIONS = {
     "warmup_epoch": ("warmup_steps",),
     "mask": ("where",),
 }
-# Those that have another form here, such as a link, and the hint for each.
-OTHER_FORMS = {
+# Those that are something else here, such as a link, and the hint for each.
+HINTS_OF_OPTIONS = {
     **dict.fromkeys(
         ("max_iter", "max_eval"),
         "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",

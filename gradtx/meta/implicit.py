@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.inputs import parameters_of
-from gradtx.base.messages import describe, form, nearest
+from gradtx.base.messages import describe, describe_kind, nearest
 from gradtx.base.torch_names import (
     assume_constant,
     forward_levels,
@@ -460,7 +460,8 @@ class _CalledProblem(Problem):
         _tree.check_names(leaves, expected, f"{self.who}: {what}", "the solution")
         for name, like in expected.items():
             where = f"leaf {name!r}" if name else "its result"
-            if form(leaves[name]) != form(like):
+            if describe_kind(leaves[name]) != describe_kind(like):
                 raise ValueError(
-                    f"{self.who}: {what}: {where} is {form(leaves[name])}, needs {form(like)}, as in the solution"
+                    f"{self.who}: {what}: {where} is {describe_kind(leaves[name])}, needs {describe_kind(like)}, as in "
+                    "the solution"
                 )
