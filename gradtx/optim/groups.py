@@ -184,7 +184,7 @@ class GroupSettings:
         shown: What the group shows of each schedule that has not been overwritten.
         settled: The values of the last step, or those with which the group was created.
         codes: The label of the code of each slot that a parameter of the group has, or had before it became small.
-        structure: What determines links and slots: the place and the form of each value, with `ARGUMENT` for each
+        structure: What determines links and slots: the place and the template of each value, with `ARGUMENT` for each
             number, except those that are literally off. Another object after each change.
     """
 
