@@ -166,15 +166,15 @@ class NodeArguments(NamedTuple):
     extras: list[Tensor]
 
 
-def _of_form(result: Tensor, form: TensorSpec) -> Tensor:
+def _laid_out(result: Tensor, spec: TensorSpec) -> Tensor:
     """Return a result, or a copy if its entries have another order in memory than rules gave them.
 
     Lists and kernels follow other operands than a rule does, where these have several orders. Compilers address the
     entries by the strides that the operator announced.
     """
-    if result.stride() == form.stride:
+    if result.stride() == spec.stride:
         return result
-    return form.empty().copy_(result)
+    return spec.empty().copy_(result)
 
 
 class GraphNode:
@@ -198,7 +198,7 @@ class GraphNode:
         self._tx = weakref.ref(tx)
         self._structure_of_arguments = structure
         # Those of the operator's results.
-        self._forms: list[TensorSpec] = []
+        self._specs: list[TensorSpec] = []
 
     def tried(self, arguments: NodeArguments) -> list[Tensor]:
         """Return the results of the first `run`; nothing if it fails."""
@@ -212,9 +212,9 @@ class GraphNode:
             self.structure = _flattened(trees, results)
         except Exception:  # what dynamo traces itself may read any tensor, or raises
             results = []
-        self._forms = list(map(TensorSpec.of, results))
+        self._specs = list(map(TensorSpec.of, results))
         # Inductor finds a graph of another process by the text of its calls.
-        digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
+        digest = hashlib.sha256(repr(self._specs).encode()).hexdigest()
         self.key = f"{self.key} {digest}"
         _NODES[self.key] = self
         self.suits = bool(results)
@@ -231,14 +231,14 @@ class GraphNode:
 
     @without_ambient
     def computed(self, arguments: NodeArguments) -> list[Tensor]:
-        """Return the results of the operator, in the forms that `like` announces."""
+        """Return the results of the operator, with the strides that `like` announces."""
         results: list[Tensor] = []
         _trees.structure_of(self._computed(arguments), results)
-        return list(map(_of_form, results, self._forms))
+        return list(map(_laid_out, results, self._specs))
 
     def like(self) -> list[Tensor]:
         """Return stand-ins for the results of the operator."""
-        return [form.empty() for form in self._forms]
+        return [spec.empty() for spec in self._specs]
 
     def _prepare(self, arguments: NodeArguments) -> None:
         """Prepare the first call."""

@@ -140,7 +140,7 @@ class Trees(NamedTuple):
         Raises:
             UnsuitableError: If no program takes them.
         """
-        # Without parameters, nothing tells the form of an absent leaf: which are absent is part of the structure.
+        # Without parameters, nothing tells the shape of an absent leaf: which are absent is part of the structure.
         or_none = types if params is None else types | {NoneType}
         tensors: list[Any] = []
         _, (of_updates,) = structure_of((updates,), tensors, or_none)
