@@ -43,8 +43,8 @@ DECOUPLED = (
 )
 
 
-def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
-    """Check that a mapping has the form of an optimizer's state dict, before any other code reads it.
+def check_structure(state_dict: Mapping[str, Any], names: list[str]) -> None:
+    """Check that a mapping has the structure of an optimizer's state dict, before any other code reads it.
 
     Args:
         state_dict: The mapping passed by the caller.

@@ -36,7 +36,7 @@ from gradtx.optim.chain_checks import (
     warn_of_unread,
     warn_of_unread_rate,
 )
-from gradtx.optim.checkpoint import Checkpoint, check_form, require
+from gradtx.optim.checkpoint import Checkpoint, check_structure, require
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capturable
 from gradtx.optim.engine import Engine
@@ -683,7 +683,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         core = self._up_to_date()
         by_param = core.members.by_param
         names = {param: by_param[param].name for param in params_of(self.param_groups)}
-        check_form(state_dict, list(names.values()))
+        check_structure(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
         entries = state_dict["state"]
         is_lost = entries and not any((*entries.values(), *self.state.values()))
