@@ -1,7 +1,7 @@
 """Pure functions inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
 Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
-AOTAutograd sees. For many leaves it is one operator, `gradtx::run`, which runs the program of the chain; for few
+AOTAutograd sees. For many leaves it is one operator, `gradtx::run`, which runs the plan of the chain; for few
 leaves, derivatives and transforms it runs the rules themselves.
 """
 
@@ -333,7 +333,7 @@ class UpdateNode(GraphNode):
         self._scalar_extras = scalar_extras
         self._unread = dict.fromkeys(extras, _unread)
         # What the operator runs; without one, what `update` finds at each call, if the counts of leaves differ.
-        self._program: _plans.TreePlan | None = None
+        self._plan: _plans.TreePlan | None = None
         self._has_lag = False
 
     def _prepare(self, arguments: NodeArguments) -> None:
@@ -341,12 +341,12 @@ class UpdateNode(GraphNode):
             return
         # A user's rule may raise any error.
         with _torch.without_modes(), contextlib.suppress(Exception):
-            self._record(
+            self._make_plan(
                 NodeArguments(*(list(map(_example, tensors)) for tensors in arguments))
             )
 
-    def _record(self, examples: NodeArguments) -> None:
-        """Record the program, unless rules are to run."""
+    def _make_plan(self, examples: NodeArguments) -> None:
+        """Make the plan, unless rules are to run."""
         call = self._call(examples)
         if len(_tree.tensors(call.updates)) < FEW_LEAVES:
             return
@@ -354,32 +354,30 @@ class UpdateNode(GraphNode):
         self._has_lag = run.leaf_steps is not None or run.has_lag(leaves)
         run.release()
         trees = self._trees(examples, on_host=True)
-        program = self._program_for(call, trees)
-        if program.accepts(trees.absent):
-            self._program = program
+        plan = self._plan_for(call, trees)
+        if plan.accepts(trees.absent):
+            self._plan = plan
 
-    def _program_for(
-        self, call: _pure.UpdateCall, trees: _trees.Trees
-    ) -> _plans.TreePlan:
-        """Return the program for calls like this one, which lack any updates."""
+    def _plan_for(self, call: _pure.UpdateCall, trees: _trees.Trees) -> _plans.TreePlan:
+        """Return the plan for calls like this one, which lack any updates."""
         tx = call.tx
         numbers = _plans.hyperparameters_of(tx).structure
         key = "node", trees.structure, self._scalar_extras, tuple(self._unread), numbers
-        programs_by_key = _plans.programs_of(tx)
-        for program in programs_by_key.get(key, ()):
-            if program.fits(trees):
-                return program
+        plans_by_key = _plans.plans_of(tx)
+        for plan in plans_by_key.get(key, ()):
+            if plan.fits(trees):
+                return plan
         trees = trees.with_likely_updates({})
         call = call._replace(updates=trees.updates())
         run, leaves = _pure.begin(call)
         scalars = {name: call.extras[name] for name in self._scalar_extras}
-        program = _plans.TreePlan(call, run, leaves, trees, scalars, function_of)
-        _plans.keep(program, key, programs_by_key)
-        return program
+        plan = _plans.TreePlan(call, run, leaves, trees, scalars, function_of)
+        _plans.keep(plan, key, plans_by_key)
+        return plan
 
     def _first(self, arguments: NodeArguments) -> Any:
-        if self._program is not None:
-            return self._by_program(arguments, on_host=False)
+        if self._plan is not None:
+            return self._by_plan(arguments, on_host=False)
         call = self._whole_call(arguments)
         run, _ = _pure.begin(call)
         schedules = [
@@ -390,27 +388,27 @@ class UpdateNode(GraphNode):
         return _pure.update(call)
 
     def _needs_rules(self, arguments: NodeArguments) -> bool:
-        has_operator = self._program is not None or self._has_lag
+        has_operator = self._plan is not None or self._has_lag
         return not has_operator or _needs_rules(arguments)
 
     def _by_rules(self, arguments: NodeArguments) -> Any:
         return _pure.update(self._whole_call(arguments))
 
     def _computed(self, arguments: NodeArguments) -> Any:
-        if self._program is not None:
-            return self._by_program(arguments, on_host=True)
+        if self._plan is not None:
+            return self._by_plan(arguments, on_host=True)
         call = self._whole_call(arguments)
         return _plans.update(call) or _pure.update(call)
 
     @without_ambient
-    def _by_program(self, arguments: NodeArguments, on_host: bool) -> Any:
-        """Return the trees of the program; `on_host` is whether the host may read scalars."""
-        assert self._program is not None
+    def _by_plan(self, arguments: NodeArguments, on_host: bool) -> Any:
+        """Return the trees of the plan; `on_host` is whether the host may read scalars."""
+        assert self._plan is not None
         values = self._values(arguments)
         trees = self._trees(arguments, on_host)
-        values = self._program.resolved(values, trees.tensors, on_host)
+        values = self._plan.resolved(values, trees.tensors, on_host)
         call = self._call(arguments)
-        return self._program(call, trees, values, arguments.extras, on_host)
+        return self._plan(call, trees, values, arguments.extras, on_host)
 
     def _trees(self, arguments: NodeArguments, on_host: bool) -> _trees.Trees:
         """Return the trees of a call; counts are taken for equal if the host may not read them.
@@ -470,7 +468,7 @@ def _example(tensor: Tensor) -> Tensor:
     return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
 
 
-# Plans by their keys in graphs, which do not keep them alive.
+# Nodes by their keys in graphs, which do not keep them alive.
 _NODES: weakref.WeakValueDictionary[str, GraphNode] = weakref.WeakValueDictionary()
 
 

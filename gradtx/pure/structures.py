@@ -24,7 +24,7 @@ ON_HOST = frozenset(("cpu",))
 
 
 class UnsuitableError(Exception):
-    """Raised for a call that no program can run."""
+    """Raised for a call that no plan can run."""
 
 
 def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any:
@@ -138,7 +138,7 @@ class Trees(NamedTuple):
         """Return the trees of a call with these counts, whose tensors have these types.
 
         Raises:
-            UnsuitableError: If no program takes them.
+            UnsuitableError: If no plan takes them.
         """
         # Without parameters, nothing tells the shape of an absent leaf: which are absent is part of the structure.
         or_none = types if params is None else types | {NoneType}

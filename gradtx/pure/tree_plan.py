@@ -1,8 +1,8 @@
-"""Pure updates of plain tensors with the list back end, by programs that each transformation caches.
+"""Pure updates of plain tensors with the list back end, by plans that each transformation caches.
 
-A program is recorded from `gradtx.pure.tree_run.update` itself, for a tree with one leaf, and runs out of place.
-Plans are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller. Which
-leaves have a gradient, and how often each has stepped, are data of a call.
+The programs of a plan are recorded from `gradtx.pure.tree_run.update` itself, for a tree with one leaf, and run out of
+place. Plans are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
+Which leaves have a gradient, and how often each has stepped, are data of a call.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MOST_STRUCTURES, MOST_SHAPES, MOST_RECORDINGS = 64, 32, 512
 
 
 def update(call: UpdateCall) -> Any:
-    """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
+    """Return the result of `_pure.update`, computed by a plan; None if none can run this call."""
     if (
         runs_eagerly()
         or _torch.is_intercepted()
@@ -83,68 +83,68 @@ def update(call: UpdateCall) -> Any:
         tuple(extras),
         hyperparameters.structure,
     )
-    programs_by_key = programs_of(tx)
+    plans_by_key = plans_of(tx)
     try:
-        programs = programs_by_key.setdefault(key, [])
+        plans = plans_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
     tensors = trees.present() if trees.absent else trees.tensors
-    if programs is None or records_gradients(tensors, hyperparameters.tensors):
+    if plans is None or records_gradients(tensors, hyperparameters.tensors):
         return None
     # First: torch's comparison ends the process if it meets a sparse tensor.
     if not are_dense(tensors):
         return None
-    program = _program_for(trees, programs)
-    is_new = program is None
-    if program is None:
-        program = _recorded(call, trees, scalar_extras, programs)
-    if program is None:
+    plan = _plan_for(trees, plans)
+    is_new = plan is None
+    if plan is None:
+        plan = _new_plan(call, trees, scalar_extras, plans)
+    if plan is None:
         result = _pure.update(call)  # raises an error if the call is invalid
-        programs_by_key[key] = None
+        plans_by_key[key] = None
         return result
     values = hyperparameters.values
     if hyperparameters.scheduled:
-        values = program.resolved(values, trees.tensors)
+        values = plan.resolved(values, trees.tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
-    if trees.absent != program.never and not program.accepts(trees.absent):
+    if trees.absent != plan.never and not plan.accepts(trees.absent):
         if is_new:
-            keep(program, key, programs_by_key)
+            keep(plan, key, plans_by_key)
         return None
     try:
         if not is_new:
-            return program(call, trees, values, scalar_extras.values())
-        result = _first_result(program, call, trees, values, scalar_extras)
+            return plan(call, trees, values, scalar_extras.values())
+        result = _first_result(plan, call, trees, values, scalar_extras)
     except UnsuitableError:
-        programs_by_key[key] = None
+        plans_by_key[key] = None
         return None
-    keep(program, key, programs_by_key)
+    keep(plan, key, plans_by_key)
     return result
 
 
-def keep(program: TreePlan, key: Any, programs_by_key: dict[Any, Any]) -> None:
+def keep(plan: TreePlan, key: Any, plans_by_key: dict[Any, Any]) -> None:
     """Keep a plan, and drop the oldest plan of its key, or the oldest key, if there are too many."""
-    programs = programs_by_key.setdefault(key, [])
-    if programs is None:  # in another thread, there was no program
+    plans = plans_by_key.setdefault(key, [])
+    if plans is None:  # in another thread, there was none
         return
-    programs.append(program)
-    del programs[:-MOST_SHAPES]
-    if len(programs_by_key) > MOST_STRUCTURES:
-        oldest = next(iter(programs_by_key))
-        programs_by_key.pop(oldest, None)  # another thread may have dropped it
+    plans.append(plan)
+    del plans[:-MOST_SHAPES]
+    if len(plans_by_key) > MOST_STRUCTURES:
+        oldest = next(iter(plans_by_key))
+        plans_by_key.pop(oldest, None)  # another thread may have dropped it
 
 
 def _first_result(
-    program: TreePlan,
+    plan: TreePlan,
     call: UpdateCall,
     trees: Trees,
     values: list[Any],
     scalar_extras: dict[str, Tensor],
 ) -> Any:
-    """Return the result of a new program; if it fails, the definition tells what is invalid in the call."""
+    """Return the result of a new plan; if it fails, the definition tells what is invalid in the call."""
     failure: Exception | None = None
     try:
-        return program(call, trees, values, scalar_extras.values())
+        return plan(call, trees, values, scalar_extras.values())
     except UnsuitableError:
         raise
     except Exception as error:
@@ -156,22 +156,22 @@ def _first_result(
         failure = None  # a cycle would keep tensors alive
 
 
-def _program_for(trees: Trees, programs: list[TreePlan]) -> TreePlan | None:
-    """Return the program for the trees of a call; None if there is none."""
-    for program in programs:
-        tensors = program.completed(trees) if trees.absent else trees.tensors
-        if program.have_same_layout(*tensors):
-            return program
-    return next((program for program in programs if program.fits(trees)), None)
+def _plan_for(trees: Trees, plans: list[TreePlan]) -> TreePlan | None:
+    """Return the plan for the trees of a call; None if there is none."""
+    for plan in plans:
+        tensors = plan.completed(trees) if trees.absent else trees.tensors
+        if plan.have_same_layout(*tensors):
+            return plan
+    return next((plan for plan in plans if plan.fits(trees)), None)
 
 
-def _recorded(
+def _new_plan(
     call: UpdateCall,
     trees: Trees,
     scalar_extras: dict[str, Tensor],
-    programs: list[TreePlan],
+    plans: list[TreePlan],
 ) -> TreePlan | None:
-    """Return a program for calls like this one; None if there is none, as for an invalid call.
+    """Return a plan for calls like this one; None if there is none, as for an invalid call.
 
     Recording runs the checks of the definition, on stand-ins. One needs the state: an entry that a list of slots lacks
     would only make it shorter.
@@ -179,23 +179,23 @@ def _recorded(
     Args:
         call, trees: The call.
         scalar_extras: As in `TreePlan`.
-        programs: Earlier programs for trees of this structure.
+        plans: Earlier plans for trees of this structure.
     """
     try:
-        alike = (x for x in reversed(programs) if x.differs_in_updates(trees))
-        seen = next((program.seen for program in alike), {})
+        alike = (x for x in reversed(plans) if x.differs_in_updates(trees))
+        seen = next((plan.seen for plan in alike), {})
         with torch.no_grad():
             likely = trees.with_likely_updates(seen)
             whole = call._replace(updates=likely.updates())
             run, leaves = _pure.begin(whole)
-            program = TreePlan(whole, run, leaves, likely, scalar_extras)
+            plan = TreePlan(whole, run, leaves, likely, scalar_extras)
             has_lists = _has_lists(NestedState(call.state, run.stages))
     except Exception:  # of a user's rule, it may be any
         return None
     if has_lists:
         _pure.update(call)
-    program.seen = {**seen, **program.specs_of_updates(trees.absent)}
-    return program
+    plan.seen = {**seen, **plan.specs_of_updates(trees.absent)}
+    return plan
 
 
 def _has_lists(state: NestedState) -> bool:
@@ -234,10 +234,10 @@ class FormOfPhase:
         return self.function_of(*arguments).form
 
 
-def programs_of(tx: Transformation) -> dict[Any, Any]:
-    """Return the programs of a transformation, which it shares with others that differ only in scalars.
+def plans_of(tx: Transformation) -> dict[Any, Any]:
+    """Return the plans of a transformation, which it shares with others that differ only in scalars.
 
-    Programs that hold functions or tensors of the user belong to one transformation, and are freed with it.
+    Plans that hold functions or tensors of the user belong to one transformation, and are freed with it.
     """
     if tx._program_cache is None:
         tx._set(_program_cache=_SHARED.of_chain(tx))
@@ -513,7 +513,7 @@ class TreePlan(Plan["TreeBundle"]):
         return bool(self._alone) or has_late_sums or not names.issuperset(of_clocks)
 
     def fits(self, trees: Trees) -> bool:
-        """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
+        """Whether tensors have the dtypes, devices, shapes and strides that the plan was created for."""
         tensors = self.completed(trees)
         # The quick check rejects a tensor that occurs twice.
         return (
@@ -522,7 +522,7 @@ class TreePlan(Plan["TreeBundle"]):
         )
 
     def differs_in_updates(self, trees: Trees) -> bool:
-        """Whether tensors but for updates are what the program was created for."""
+        """Whether tensors but for updates are what the plan was created for."""
         tensors = trees.tensors[self._count_of_updates :]
         specs = self._specs[self._count_of_updates :]
         return list(map(TensorSpec.of, tensors)) == specs
@@ -540,7 +540,7 @@ class TreePlan(Plan["TreeBundle"]):
         return {i: self._specs[i] for i in self._ticks.trained - absent}
 
     def accepts(self, absent: Set[int]) -> bool:
-        """Whether programs compute the update of a call that lacks these updates."""
+        """Whether the plan computes the update of a call that lacks these updates."""
         if absent == self.never:
             return True
         if self._takes_none or not self.never <= absent:
