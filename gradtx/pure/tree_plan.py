@@ -257,13 +257,13 @@ def hyperparameters_of(tx: Transformation) -> Hyperparameters:
     return tx._hyperparameters  # type: ignore[return-value]
 
 
-class Ticks(NamedTuple):
-    """Which counts the updates of a plan advance.
+class Increments(NamedTuple):
+    """Which counts the updates of a plan increment.
 
     Attributes:
         step: The index of the common count.
-        own: For each leaf with a count of its own that an update advances, the indices of the count and the update.
-        first: For each leaf, the index of the update that advances its first own count, if any; empty if leaves have
+        own: For each leaf with a count of its own that an update increments, the indices of the count and the update.
+        first: For each leaf, the index of the update that increments its first own count, if any; empty if leaves have
             counts of their own already.
         trained: The indices of the updates of all leaves that are not frozen.
         differ: Whether the counts of leaves differ even if all have gradients.
@@ -282,13 +282,13 @@ class Ticks(NamedTuple):
         leaves: dict[str, Leaf],
         updates: dict[str, int],
         state: dict[str, Any],
-    ) -> Ticks:
-        """Return the counts that a call advances, given the indices of updates and of the tensors of the state."""
+    ) -> Increments:
+        """Return the counts that a call increments, given the indices of updates and of the tensors of the state."""
         counts: dict[str, int] = state.get(LEAF_STEPS, {})
         first: dict[str, int | None] = {}
         for name in run.names:
-            has_tick = count_after(leaves.get(name), 0)
-            first[name] = updates[name] if has_tick else None
+            is_counted = count_after(leaves.get(name), 0)
+            first[name] = updates[name] if is_counted else None
         own: list[tuple[int, int]] = []
         for name, i in counts.items():
             update = first.get(name)
@@ -354,7 +354,7 @@ class TreePlan(Plan["TreeBundle"]):
         self._note_layouts(trees)
         self._count_of_updates = sum(i is not None for i in gradients.values())
         tensors = self._real(trees.tensors)
-        self._ticks = Ticks.of(run, leaves, gradients, state)
+        self._increments = Increments.of(run, leaves, gradients, state)
         old = NestedState(state, run.stages)
         self._shared: dict[StateKey, int] = {}
         for path in run.stages:
@@ -487,7 +487,7 @@ class TreePlan(Plan["TreeBundle"]):
             path = run.clock_path(place)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise UnsuitableError
-            counts.append(self._shared[path, "step"] if path else self._ticks.step)
+            counts.append(self._shared[path, "step"] if path else self._increments.step)
         return counts
 
     def resolved(
@@ -537,7 +537,7 @@ class TreePlan(Plan["TreeBundle"]):
 
     def specs_of_updates(self, absent: Set[int]) -> dict[int, TensorSpec]:
         """Return what updates are, but for absent ones."""
-        return {i: self._specs[i] for i in self._ticks.trained - absent}
+        return {i: self._specs[i] for i in self._increments.trained - absent}
 
     def accepts(self, absent: Set[int]) -> bool:
         """Whether the plan computes the update of a call that lacks these updates."""
@@ -545,7 +545,7 @@ class TreePlan(Plan["TreeBundle"]):
             return True
         if self._takes_none or not self.never <= absent:
             return False
-        return not self._ticks.trained <= absent  # or else it is no update
+        return not self._increments.trained <= absent  # or else it is no update
 
     def _real(self, tensors: list[Any]) -> list[Any]:
         """Return the tensors as rules see them, with real views of complex ones."""
@@ -566,9 +566,9 @@ class TreePlan(Plan["TreeBundle"]):
         """
         tensors = self._real(trees.tensors) if self._complex else trees.tensors
         results: list[Any] = [None] * len(tensors)
-        step = self._ticks.step
+        step = self._increments.step
         results[step] = tensors[step] + 1
-        for i, update in self._ticks.own:
+        for i, update in self._increments.own:
             if update not in trees.absent:
                 results[i] = tensors[i] + 1
         taking_part = self._taking_part(trees, tensors, results)
@@ -639,9 +639,13 @@ class TreePlan(Plan["TreeBundle"]):
             if results[i] is None and i not in trees.absent:
                 results[i] = old[i].clone()
         updates, state = tree_of(self._new, iter(results))
-        ticks = self._ticks
-        if ticks.first and (ticks.differ or trees.absent & ticks.trained):
-            state[LEAF_STEPS] = ticks.first_counts(trees.absent, old[ticks.step])
+        increments = self._increments
+        if increments.first and (
+            increments.differ or trees.absent & increments.trained
+        ):
+            state[LEAF_STEPS] = increments.first_counts(
+                trees.absent, old[increments.step]
+            )
         return updates, state
 
     def _write_alone(
