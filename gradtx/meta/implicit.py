@@ -208,8 +208,8 @@ def _decorator(
         @functools.wraps(solver)
         def solved(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_dynamo_compiling():
-                plan = functools.partial(implicit.plan, id(implicit))
-                node = None if kwargs else _graphs.solution(args, plan)
+                node_key = functools.partial(implicit.node_key, id(implicit))
+                node = None if kwargs else _graphs.solution(args, node_key)
                 return _untraced(implicit, args, kwargs) if node is None else node[0]
             return implicit(*args, **kwargs)
 
@@ -328,9 +328,11 @@ class _Implicit:
         return (result, aux) if self.has_aux else result
 
     @assume_constant
-    def plan(self, identity: int, structure: Any, are_real: tuple[bool, ...]) -> str:
+    def node_key(
+        self, identity: int, structure: Any, are_real: tuple[bool, ...]
+    ) -> str:
         """Return the key of a node for arguments of a structure; dynamo guards the solver by its identity."""
-        return _graphs.planned(self, structure, are_real)
+        return _graphs.node_key_of(self, structure, are_real)
 
     def call_like_start(self, start: Any, args: tuple[Any, ...]) -> _CalledProblem:
         """Return a call whose solution has the structure of the start."""
