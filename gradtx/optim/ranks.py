@@ -1,4 +1,4 @@
-"""Ranks that share parameters, or the work on them, compare their plans; owners of leaves send their slots."""
+"""Ranks that share parameters, or the work on them, compare what they intend; owners of leaves send their slots."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ from gradtx.state.layout import Layout
 
 
 class Agreement:
-    """Compares the plan of a step with those of the other ranks.
+    """Compares the intent of a step with those of the other ranks.
 
-    Ranks with sharded parameters compare whenever their plan has changed. Ranks that have whole parameters and divide
+    Ranks with sharded parameters compare whenever their intent has changed. Ranks that have whole parameters and divide
     the work on them compare at every step, because a gradient may be missing on a single rank, and a rate may differ.
 
-    One message of 16 bytes for each mesh contains a digest. If digests differ, the ranks exchange the full plans, and
+    One message of 16 bytes for each mesh contains a digest. If digests differ, the ranks exchange the full intents, and
     every rank raises the same error. A rank that has already failed reports this in its messages.
 
     Attributes:
@@ -66,7 +66,7 @@ class Agreement:
     is_done = False
 
     def __init__(self) -> None:
-        self._agreed: Any = None  # the last plan that all ranks had
+        self._agreed: Any = None  # the last intent that all ranks had
         self._has_begun = False
         self._parts: list[Part] = []
         # The values of groups, of the digests below.
@@ -81,7 +81,7 @@ class Agreement:
         self._agreed = None
 
     def check(self, intent: Intent, members: Members) -> None:
-        """Compare this rank's plan for the step with the plans of the other ranks.
+        """Compare this rank's intent with the intents of the other ranks.
 
         Args:
             intent: What this rank is about to do.
@@ -129,8 +129,8 @@ class Agreement:
         return len(self._parts) > 1
 
     def report_failure(self, members: Members) -> None:
-        """Report to ranks that are about to compare plans that this rank does not step."""
-        # The other ranks do not compare an agreed plan, unless they have whole parameters.
+        """Report to ranks that are about to compare intents that this rank does not step."""
+        # The other ranks do not compare an agreed intent, unless they have whole parameters.
         is_silent = members.replicas is None and self._is_agreed(members)
         if self.is_done or is_silent:
             return
@@ -140,7 +140,7 @@ class Agreement:
         difference(teams, found, None, "step")
 
     def _is_agreed(self, members: Members) -> bool:
-        """Whether the parameters and their gradients are those of the last plan, as far as a failed step shows it."""
+        """Whether the parameters and their gradients are those of the last intent, as far as a failed step shows it."""
         if self._agreed is None:
             return False
         every, gradients, _ = self._agreed
