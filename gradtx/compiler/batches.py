@@ -48,13 +48,13 @@ def batches_of(
     has_list_call: Callable[[Node], bool],
     case_of: Callable[[Node], Case | None],
 ) -> list[list[Node]]:
-    """Return the operations of a program to run on batches; those of one batch are consecutive.
+    """Return the operations of a lowered graph to run on batches; those of one batch are consecutive.
 
     A batch extends from the first to the last operation without a list call among consecutive operations of one case.
     Operations on 0-d values of leaves at its start and end are batches of their own, which leaves of all shapes share.
 
     Args:
-        nodes: The program.
+        nodes: The graph.
         has_list_call: Whether one call runs an operation for a list of leaves.
         case_of: The case in which an operation runs; None if it cannot be part of a batch.
     """

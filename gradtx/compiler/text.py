@@ -1,4 +1,4 @@
-"""The code of a program's operations as Python text: names, arguments and constants."""
+"""The code of a graph's operations as Python text: names, arguments and constants."""
 
 from __future__ import annotations
 

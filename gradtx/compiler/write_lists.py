@@ -28,7 +28,7 @@ from gradtx.compiler.graph import (
 )
 from gradtx.compiler.in_place import MemoryPlan, compute_late
 from gradtx.compiler.liveness import ALWAYS, Case, text_of
-from gradtx.compiler.lower import Program, lower
+from gradtx.compiler.lower import LoweredGraph, lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarProgram
 from gradtx.compiler.simplify import ROW, is_conversion
@@ -112,7 +112,7 @@ def list_function(
     Raises:
         UnsuitableProgramError: If lists cannot run leaves with different scalars as fast as one call for each set.
     """
-    program = lower(
+    lowered = lower(
         recording,
         segment,
         on_device=on_device,
@@ -120,26 +120,26 @@ def list_function(
         prefers_norms=True,
         of_rows=not batches.batches_on(device),
     )
-    return _Writer(program, device, varying).function()
+    return _Writer(lowered, device, varying).function()
 
 
 class _Writer(Text):
     """Generate one line for each operation on lists, in order."""
 
     def __init__(
-        self, program: Program, device: torch.device, varying: Collection[int] = ()
+        self, lowered: LoweredGraph, device: torch.device, varying: Collection[int] = ()
     ):
         super().__init__(device)
-        self._program = program
-        compute_late(program.graph)
-        self._nodes = program.nodes
-        self._needs = program.needs
+        self._lowered = lowered
+        compute_late(lowered.graph)
+        self._nodes = lowered.nodes
+        self._needs = lowered.needs
         # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which
         # leaves of a call agree, are lists where the program runs; and the names of these as tensors.
         self._of_sets: list[Node] = []
         self._varying: list[Node] = []
         if varying:
-            self._of_sets = self._following([program.arguments[i] for i in varying])
+            self._of_sets = self._following([lowered.arguments[i] for i in varying])
             deciding = self._deciding()
             self._varying = [node for node in self._of_sets if node not in deciding]
         self._varying_tensors: dict[tuple[Node, torch.dtype], str] = {}
@@ -163,7 +163,7 @@ class _Writer(Text):
                 self._nodes, self._runs_at_once, self._case_in_batch
             ):
                 self._batches.update(dict.fromkeys(batch, batch))
-        self._memory = MemoryPlan(program.graph, self._can_write_in_place, self._needs)
+        self._memory = MemoryPlan(lowered.graph, self._can_write_in_place, self._needs)
         self._operands = self._memory.operand
 
     # Scalars that differ between leaves.
@@ -174,7 +174,7 @@ class _Writer(Text):
         Raises:
             UnsuitableProgramError: If other values that leaves share do, too.
         """
-        reached = following(self._program.graph, varying)
+        reached = following(self._lowered.graph, varying)
         for node in reached:
             if node.op == "call_function" and node.meta["kind"] == "tensor":
                 raise UnsuitableProgramError("what leaves share follows from scalars")
@@ -268,7 +268,7 @@ class _Writer(Text):
     def function(self) -> ListFunction:
         body = self._run()  # first, because it determines which scalars must be tensors
         self._is_in_run = False
-        scalars = ScalarProgram(self._program, self)
+        scalars = ScalarProgram(self._lowered, self)
         if self._of_sets:
             return self._by_leaf_function(scalars, body)
         head = f"{tuple_of(scalars.names)} = prepared"
@@ -281,7 +281,7 @@ class _Writer(Text):
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
         self._lines = []
-        leaves = [node.name for node in self._program.leaves]
+        leaves = [node.name for node in self._lowered.leaves]
         if leaves:
             self._lines.append(f"{tuple_of(leaves)} = columns")
         calls = [node for node in self._nodes if node.op == "call_function"]
@@ -299,9 +299,9 @@ class _Writer(Text):
 
     def _results(self) -> list[str]:
         """Return the code of the results: lists that share memory, or are parts of what theirs holds, are copied."""
-        taken: set[Node] = set(self._program.leaves)
+        taken: set[Node] = set(self._lowered.leaves)
         texts = []
-        for result in self._program.results:
+        for result in self._lowered.results:
             text = self.text(result)
             if is_list(result):
                 roots = self._memory.roots(result)
