@@ -29,8 +29,8 @@ from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.plans.phases import (
     AwaitedSumError,
     LeafSum,
-    Names,
     RecordedPhase,
+    TotalNames,
     record_phases,
 )
 from gradtx.state.layout import Layout
@@ -216,7 +216,7 @@ class LeafFunction:
     make_chain: MakeChain
     scaling: Callable[[Run, Take], Any] | None = None
 
-    def __call__(self, arguments: list[Tensor], total_names: Names) -> PhaseResult:
+    def __call__(self, arguments: list[Tensor], total_names: TotalNames) -> PhaseResult:
         """Run up to the first sum whose total is not an argument; `total_names` are those of the totals that are."""
         arguments_left = deque(arguments)
         run = RecordedRun(self.signature, arguments[-1].device)
@@ -267,7 +267,7 @@ class LeafFunction:
         return {memory_of(tensor) for tensor in tensors if tensor is not None}
 
     def _leaf(
-        self, run: RecordedRun, arguments_left: deque[Tensor], total_names: Names
+        self, run: RecordedRun, arguments_left: deque[Tensor], total_names: TotalNames
     ) -> Leaf:
         """Create the leaf from the arguments, with its program."""
         signature, take = self.signature, arguments_left.popleft
@@ -321,8 +321,8 @@ class LeafFunction:
         for key, value in _slots_by_key(leaf):
             if key in self.signature.equal:
                 outputs[EqualSlot(key)] = value
-        for place, terms in late_sums:
-            outputs[place] = terms[leaf.name]
+        for key, terms in late_sums:
+            outputs[key] = terms[leaf.name]
         return outputs
 
     def _write(self, leaf: Leaf, taken: set[Any]) -> None:

@@ -27,13 +27,15 @@ class LeafSum(NamedTuple):
 
 
 # The names of the totals of each earlier phase.
-Names: TypeAlias = tuple[tuple[str | LeafSum, ...], ...]
+TotalNames: TypeAlias = tuple[tuple[str | LeafSum, ...], ...]
 
 
 class PhaseFunction(Protocol):
     """A program as a function of its arguments, which runs up to the first sum whose total is not among them."""
 
-    def __call__(self, arguments: list[Tensor], total_names: Names) -> PhaseResult: ...
+    def __call__(
+        self, arguments: list[Tensor], total_names: TotalNames
+    ) -> PhaseResult: ...
 
 
 class AwaitedSumError(Exception):
@@ -147,7 +149,7 @@ def record_phases(
         leaves: The arguments of a leaf, of which only dtypes and shapes matter.
     """
     phases: list[RecordedPhase] = []
-    total_names: Names = ()
+    total_names: TotalNames = ()
     common, leaves = list(common), list(leaves)
     while True:
         run = functools.partial(function, total_names=total_names)
