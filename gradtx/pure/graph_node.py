@@ -361,8 +361,14 @@ class UpdateNode(GraphNode):
     def _plan_for(self, call: _pure.UpdateCall, trees: _trees.Trees) -> _plans.TreePlan:
         """Return the plan for calls like this one, which lack any updates."""
         tx = call.tx
-        numbers = _plans.hyperparameters_of(tx).structure
-        key = "node", trees.structure, self._scalar_extras, tuple(self._unread), numbers
+        of_chain = _plans.hyperparameters_of(tx).structure
+        key = (
+            "node",
+            trees.structure,
+            self._scalar_extras,
+            tuple(self._unread),
+            of_chain,
+        )
         plans_by_key = _plans.plans_of(tx)
         for plan in plans_by_key.get(key, ()):
             if plan.fits(trees):

@@ -107,7 +107,7 @@ def update(call: UpdateCall) -> Any:
         values = plan.resolved(values, trees.tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
-    if trees.absent != plan.never and not plan.accepts(trees.absent):
+    if trees.absent != plan.always_absent and not plan.accepts(trees.absent):
         if is_new:
             keep(plan, key, plans_by_key)
         return None
@@ -323,7 +323,7 @@ class TreePlan(Plan["TreeBundle"]):
         function_of: As in `ListBundle`.
 
     Attributes:
-        never: The indices of updates that are always absent.
+        always_absent: The indices of updates that are always absent.
         seen: What updates were in calls, by their indices.
 
     Raises:
@@ -375,8 +375,8 @@ class TreePlan(Plan["TreeBundle"]):
             signature = self._signature(call, run, row, kind, tensors, scalar_extras)
             return Family(kind, signature, row.leaf.operations, chain, on_host)
 
-        places = {name: i for i, name in enumerate(state.get(LEAF_STEPS, ()))}
-        rows = self._rows(leaves, places, (params, old, gradients), tensors)
+        index_of_count = {name: i for i, name in enumerate(state.get(LEAF_STEPS, ()))}
+        rows = self._rows(leaves, index_of_count, (params, old, gradients), tensors)
         keyed = ((None, row.kind(run), row) for row in rows)
         self.bundles = planned(keyed, first, self._bundles_of)
         if not self.bundles:
@@ -387,7 +387,7 @@ class TreePlan(Plan["TreeBundle"]):
 
     def _note_layouts(self, trees: Trees) -> None:
         """Note the layouts of tensors."""
-        self.never = trees.absent
+        self.always_absent = trees.absent
         nothing = torch.empty(0)
         tensors = [nothing if x is None else x for x in trees.tensors]
         self.have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
@@ -398,7 +398,7 @@ class TreePlan(Plan["TreeBundle"]):
     def _rows(
         self,
         leaves: dict[str, Leaf],
-        places: dict[str, int],
+        index_of_count: dict[str, int],
         trees: tuple[Any, NestedState, Any],
         tensors: list[Tensor],
     ) -> list[TreeRow]:
@@ -406,14 +406,14 @@ class TreePlan(Plan["TreeBundle"]):
 
         Args:
             leaves: The leaves.
-            places: Those of leaves among the leaves with counts of their own.
+            index_of_count: The index of each leaf's own count; empty if leaves have none.
             trees, tensors: As in `TreeRow.of`.
         """
         rows: list[TreeRow] = []
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
-            row = TreeRow.of(leaf, places.get(name), *trees, tensors)
+            row = TreeRow.of(leaf, index_of_count.get(name), *trees, tensors)
             # Whether recording is worth an attempt.
             if any(op.refusal(leaf, skips_work=True) for op in leaf.operations):
                 self._leave_alone(row)
@@ -427,7 +427,7 @@ class TreePlan(Plan["TreeBundle"]):
 
     def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
         """Return the bundles of a family; leaves that cannot be recorded stay alone."""
-        shared = [self._shared[place] for place in family.signature.shared]
+        shared = [self._shared[key] for key in family.signature.shared]
         programs = family.programs(FormOfPhase(self._function_of), self._recordings)
         arguments = [(row, row.tensors) for row in family.members]
         bundles: list[TreeBundle] = []
@@ -457,7 +457,7 @@ class TreePlan(Plan["TreeBundle"]):
             for operation in leaf.operations
             for represented in operation.represents
         }
-        shared = [place for place in self._shared if place[0] in passed]
+        shared = [key for key in self._shared if key[0] in passed]
         codes = {
             path: store.codecs_of(run.slots(path, leaf), leaf)
             for path, store in run.stores.items()
@@ -467,7 +467,7 @@ class TreePlan(Plan["TreeBundle"]):
             kind,
             layout=Layout.keyed_by_path(row.slots, shared, codes),
             hyperparameters=len(self._counts),
-            shared={place: tensors[self._shared[place]].dtype for place in shared},
+            shared={key: tensors[self._shared[key]].dtype for key in shared},
             scalars={name: value.dtype for name, value in scalar_extras.items()},
             absent={name: UNREAD for name in call.extras if name not in scalar_extras},
             writes=False,
@@ -508,7 +508,7 @@ class TreePlan(Plan["TreeBundle"]):
         names: set[Any] = set()
         for bundle in bundles:
             names.update(bundle.operations[-1].names)
-        of_clocks = (place for place in self._shared if place[0] in self._clocks)
+        of_clocks = (key for key in self._shared if key[0] in self._clocks)
         has_late_sums = any(isinstance(name, LateTerm) for name in names)
         return bool(self._alone) or has_late_sums or not names.issuperset(of_clocks)
 
@@ -541,9 +541,9 @@ class TreePlan(Plan["TreeBundle"]):
 
     def accepts(self, absent: Set[int]) -> bool:
         """Whether the plan computes the update of a call that lacks these updates."""
-        if absent == self.never:
+        if absent == self.always_absent:
             return True
-        if self._takes_none or not self.never <= absent:
+        if self._takes_none or not self.always_absent <= absent:
             return False
         return not self._increments.trained <= absent  # or else it is no update
 
