@@ -269,7 +269,7 @@ class LeafFunction:
     def _leaf(
         self, run: RecordedRun, arguments_left: deque[Tensor], total_names: TotalNames
     ) -> Leaf:
-        """Create the leaf from the arguments, with its program."""
+        """Create the leaf from the arguments, with its operations."""
         signature, take = self.signature, arguments_left.popleft
         step, count = take(), take()
         unscale = None

@@ -515,7 +515,7 @@ def is_update(leaves: Iterable[Leaf]) -> bool:
 def begin(
     call: UpdateCall, only: Container[str] | None = None
 ) -> tuple[TreeRun, dict[str, Leaf]]:
-    """Check a call of `update`; return its run, and the leaves that take part in it, with their programs.
+    """Check a call of `update`; return its run, and the leaves that take part in it, with their operations.
 
     `only` are the names of the leaves to return if the caller processes the others itself.
     """
