@@ -434,9 +434,9 @@ def _annotated(
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         is_flag = isinstance(parameter.default, bool)
-        known = ("bool", bool) if is_flag else TYPES.get(name)
-        if name not in hints and known is not None:
-            annotation, hints[name] = known
+        usual = ("bool", bool) if is_flag else TYPES.get(name)
+        if name not in hints and usual is not None:
+            annotation, hints[name] = usual
             parameter = parameter.replace(annotation=annotation)
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
