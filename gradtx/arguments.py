@@ -17,7 +17,7 @@ from torch import Tensor
 from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.base.inputs import are_parameters, as_builtin, as_tuples, named_dtype
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
-from gradtx.base.other_libraries import OTHER_FORMS, name_here
+from gradtx.base.other_libraries import HINTS_OF_OPTIONS, name_here
 
 __all__ = [
     "AnyLength",
@@ -434,9 +434,9 @@ def _annotated(
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         is_flag = isinstance(parameter.default, bool)
-        known = ("bool", bool) if is_flag else TYPES.get(name)
-        if name not in hints and known is not None:
-            annotation, hints[name] = known
+        usual = ("bool", bool) if is_flag else TYPES.get(name)
+        if name not in hints and usual is not None:
+            annotation, hints[name] = usual
             parameter = parameter.replace(annotation=annotation)
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
@@ -613,8 +613,8 @@ class Arguments:
         word = name_here(key, self.by_name)
         if word is not None:
             return f"did you mean {word!r}?"
-        if key in OTHER_FORMS:
-            return OTHER_FORMS[key]
+        if key in HINTS_OF_OPTIONS:
+            return HINTS_OF_OPTIONS[key]
         return nearest(key, self.by_name)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.messages import form
+from gradtx.base.messages import describe_kind
 from gradtx.base.torch_names import readable
 from gradtx.execution.runs import OwnMemory
 from gradtx.state.nested import LEAF_STEPS
@@ -194,7 +194,7 @@ def _check(
             entries["missing"].append(repr(name))
         elif not _fits(name, saved[name], like):
             entries["different"].append(
-                f"{name!r} is {form(saved[name])}, needs {form(like)}"
+                f"{name!r} is {describe_kind(saved[name])}, needs {describe_kind(like)}"
             )
     problems = [f"{kind}: {_first(items)}" for kind, items in entries.items() if items]
     if problems:
@@ -205,7 +205,7 @@ def _check(
 
 
 def _fits(name: str, saved: Tensor, like: Tensor) -> bool:
-    """Whether a saved tensor has the form of another one; a slot may also have been saved in 16 bits."""
+    """Whether a saved tensor has the kind of another one; a slot may also have been saved in 16 bits."""
     is_widened = name.startswith("state.") and saved.dtype in (
         torch.float16,
         torch.bfloat16,

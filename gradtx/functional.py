@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtx.base import tree as _tree
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact, resolve
-from gradtx.base.messages import describe, form, nearest
+from gradtx.base.messages import describe, describe_kind, nearest
 from gradtx.base.torch_names import with_own_code
 from gradtx.links.record import recorded_in
 from gradtx.pure.tree_run import TreeRun
@@ -80,8 +80,8 @@ def train_step(
             raise TypeError(
                 f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
             )
-        known = at.extras(loss)
-        updates, state = tx.update(grads, state, params, **{**known, **extras})
+        extras_of_loss = at.extras(loss)
+        updates, state = tx.update(grads, state, params, **{**extras_of_loss, **extras})
         new_params = apply_updates(params, updates)
         return new_params, state, (loss, aux) if has_aux else loss
 
@@ -197,10 +197,10 @@ def _check_alike(
     """Check that leaves have the names, shapes, dtypes and devices of others."""
     _tree.check_names(leaves, expected, what, of)
     for name, like in expected.items():
-        if form(leaves[name]) != form(like):
+        if describe_kind(leaves[name]) != describe_kind(like):
             where = f"{what}: leaf {name!r}" if name else what
             raise ValueError(
-                f"{where} is {form(leaves[name])}, needs {form(like)}, as in {of}"
+                f"{where} is {describe_kind(leaves[name])}, needs {describe_kind(like)}, as in {of}"
             )
 
 

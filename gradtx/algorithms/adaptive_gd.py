@@ -88,17 +88,17 @@ def scale_by_local_smoothness(
         free = growth.isinf()
         grown = old * (1 + amplifier * torch.where(free, 0.0, growth)).sqrt()
         # Of a NaN, too, so that it does not switch off the bound.
-        known = ~((total["moved"] <= 0) | (total["changed"] <= 0))
+        has_moved = ~((total["moved"] <= 0) | (total["changed"] <= 0))
         measured = quotient(
-            safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), known
+            safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), has_moved
         )
         limited = torch.where(free, measured, torch.minimum(grown, measured)) + eps
-        size = torch.where(known, limited, grown)
+        size = torch.where(has_moved, limited, grown)
         new_state = {
             "prev_param": p,
             "previous_grad": ctx.grad,
             "step_size": size,
-            "theta": torch.where(free & ~known, growth, quotient(size, old)),
+            "theta": torch.where(free & ~has_moved, growth, quotient(size, old)),
         }
         moves = (
             rate != 0

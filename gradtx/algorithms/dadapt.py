@@ -277,18 +277,18 @@ def scale_by_dadapt_sgd(
     """
 
     def update(g, state, p, ctx):
-        d, known, before = state["d"], state["g0_norm"], state["s"]
+        d, first_norm, before = state["d"], state["g0_norm"], state["s"]
         off = exact(lr, g.device) == 0
-        rate = quotient(d * lr, known)
+        rate = quotient(d * lr, first_norm)
         s = before + rate * g
         total = yield {
             "first": torch.where(off, 0.0, ctx.grad.square().sum()),
             "product": rate * (g * before).sum(),
             "square": s.square().sum(),
         }
-        # S has not moved yet: make its first move at the rate that is now known.
-        is_first_move = known == 0
-        norm = torch.where(is_first_move, safe_sqrt(total["first"]), known)
+        # S has not moved yet: make its first move at the rate that follows from this norm.
+        is_first_move = first_norm == 0
+        norm = torch.where(is_first_move, safe_sqrt(total["first"]), first_norm)
         s = torch.where(is_first_move, before + quotient(d * lr, norm) * g, s)
         r = state["numerator_weighted"] + total["product"]
         d = estimated(d, 2 * r, safe_sqrt(total["square"]), growth_rate)

@@ -74,19 +74,19 @@ def scale_by_swats(
         count, sgd, slope = state["count"] + 1, state["switched"] > 0, total["slope"]
         buffer = beta1 * state["momentum_buffer"] + g
         sgd_phase = {**state, "momentum_buffer": buffer}
-        known = slope != 0  # this step has an estimate
-        estimate = total["square"] / -torch.where(known, slope, -1.0)
+        has_estimate = slope != 0
+        estimate = total["square"] / -torch.where(has_estimate, slope, -1.0)
         rate_avg = running_mean(state["rate_avg"], estimate, beta2)
-        rate_avg = torch.where(known, rate_avg, state["rate_avg"])
+        rate_avg = torch.where(has_estimate, rate_avg, state["rate_avg"])
         sgd_rate = rate_avg / ctx.bias_correction(beta2, count)
-        sgd_rate = torch.where(known, sgd_rate, state["sgd_rate"])
+        sgd_rate = torch.where(has_estimate, sgd_rate, state["sgd_rate"])
         has_settled = (sgd_rate - estimate).abs() < tolerance
         adam_phase = {
             **new_state,
             "momentum_buffer": 0.0,
             "rate_avg": rate_avg,
             "sgd_rate": sgd_rate,
-            "switched": known & (count > 1) & (sgd_rate > 0) & has_settled,
+            "switched": has_estimate & (count > 1) & (sgd_rate > 0) & has_settled,
         }
         for slot, value in adam_phase.items():
             new_state[slot] = torch.where(sgd, sgd_phase[slot], value)

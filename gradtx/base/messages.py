@@ -86,8 +86,8 @@ def _describe_tensor(tensor: Tensor) -> str:
     return f"tensor(shape={tuple(tensor.shape)})"
 
 
-def form(tensor: Tensor | None) -> str:
-    """Describe the dtype, shape and device of a tensor."""
+def describe_kind(tensor: Tensor | None) -> str:
+    """Describe the kind of a tensor: its dtype, shape and device."""
     if tensor is None:
         return "None"
     return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"

@@ -133,8 +133,8 @@ OPTIONS = {
     "warmup_epoch": ("warmup_steps",),
     "mask": ("where",),
 }
-# Those that have another form here, such as a link, and the hint for each.
-OTHER_FORMS = {
+# Those that are something else here, such as a link, and the hint for each.
+HINTS_OF_OPTIONS = {
     **dict.fromkeys(
         ("max_iter", "max_eval"),
         "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",
@@ -167,7 +167,7 @@ def counterpart(name: str) -> str | None:
     # Only here, because only errors need it.
     from gradtx.base.other_names import OTHER_NAMES
 
-    found = {plain(known): use for known, use in COUNTERPARTS.items()}
+    found = {plain(word): use for word, use in COUNTERPARTS.items()}
     for method in OTHER_NAMES:
         for spelling in (method.title, *method.spellings):
             use = f"use {method.chain}; see docs/other-names.md"

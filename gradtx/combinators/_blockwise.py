@@ -371,17 +371,17 @@ class Pieces:
     def _advance(self, batch: Batch) -> None:
         def run_block(block: BlockLeaf) -> Mapping[str, Any]:
             """Return the results of a block, or its terms of the next sum, if an operation waits for one."""
-            known = list(batch.totals)
+            totals_left = list(batch.totals)
             passed: list[dict[str, Tensor]] = []
             for position, operation in enumerate(self._operations):
                 block.probed = None
                 steps = operation.start(block)
                 payload = resumed(steps)
                 while payload is not None:
-                    if not known:
+                    if not totals_left:
                         batch.stop = position
                         return {"results": payload, "passed": passed}
-                    payload = resumed(steps, known.pop(0))
+                    payload = resumed(steps, totals_left.pop(0))
                 if block.probe is not None:
                     passed.append(_shown(block))
             batch.stop = None

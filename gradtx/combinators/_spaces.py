@@ -254,9 +254,9 @@ class SpaceRun(Inside):
 
     def _check_kind(self, rule: Rule, slot: str, value: Tensor, like: Tensor) -> None:
         """Raise an error for a slot that needs a kind and has none."""
-        is_known = rule.slot(slot).kind and value.shape in (like.shape, ())
+        has_kind = rule.slot(slot).kind and value.shape in (like.shape, ())
         is_scalar = value.ndim == 0 and like.ndim > 0
-        if is_known or is_scalar or not self.space.needs_kinds:
+        if has_kind or is_scalar or not self.space.needs_kinds:
             return
         raise TypeError(
             f"{self.name}: the inner link {rule.name!r} has the slot {slot!r}, which cannot be rotated as far as is "

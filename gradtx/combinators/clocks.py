@@ -212,10 +212,10 @@ def _calls_in_cycle(every: int | Callable[[Tensor], Any], updates: Tensor) -> An
     if isinstance(every, int):
         return every
     calls = every(updates)
-    is_known = not isinstance(calls, Tensor) or (
+    is_on_host = not isinstance(calls, Tensor) or (
         calls.device.type == "cpu" and readable(calls) and not is_intercepted()
     )
-    if is_known and not calls >= 1:
+    if is_on_host and not calls >= 1:
         raise ValueError(
             f"accumulate: every must return at least 1, got {python_scalar(calls)} after {python_scalar(updates)} "
             "updates"

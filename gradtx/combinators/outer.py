@@ -209,7 +209,7 @@ class Outer(Combinator):
         every = self.turns * self.gap
         due, sends = since % every == 0, (since + self.delay) % every == 0
         if self.team is not None:
-            due, sends = _known(due), _known(sends)
+            due, sends = _on_host(due), _on_host(sends)
         period = f"every={every} with delay={self.delay}"
         if self.compress is not None:
             period = f"{period} and compress={self.compress}"
@@ -376,7 +376,7 @@ class Synchronize(Enter):
             RuntimeError: If ranks differ: their tensors would be of other sizes, or those of other steps.
         """
         assert self.partners is not None
-        step = _known_step(self._scope.finished_updates() + 1)
+        step = _shown_step(self._scope.finished_updates() + 1)
         lines = [f"at step {step}, {self._period}"]
         for leaf in sorted(leaves, key=operator.attrgetter("name")):
             lines.append(f"leaf {leaf.name!r} of shape {tuple(leaf.shape)}")
@@ -400,13 +400,13 @@ class Synchronize(Enter):
         leaf.update = leaf.grad = delta
 
 
-def _known_step(step: int | Tensor) -> int | str:
-    """Return the number of a step, if the host can read it without waiting."""
-    known = _known(step)
-    return "of an unknown number" if isinstance(known, Tensor) else int(known)
+def _shown_step(step: int | Tensor) -> int | str:
+    """Return a step as messages show it: by its number, if the host can read it without waiting."""
+    number = _on_host(step)
+    return "of an unknown number" if isinstance(number, Tensor) else int(number)
 
 
-def _known(value: bool | int | Tensor) -> Any:
+def _on_host(value: bool | int | Tensor) -> Any:
     """Return a 0-d tensor as a Python value if the host can read it without waiting; other values as they are."""
     if isinstance(value, Tensor) and value.device.type == "cpu":
         return value.item() if _torch.readable(value) else value

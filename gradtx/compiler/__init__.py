@@ -4,13 +4,13 @@
 - `graph` says what the nodes of a recording are.
 - `fuse` joins operations for which torch has a single one, such as a product that is added.
 - `in_place` decides which operation may write into the memory of an operand.
-- `lower` runs all passes: a recording becomes a `Program`, from which every back end writes its code. `scalars` has the
-  function of its scalars, in Python (`scalar_operations`).
+- `lower` runs all passes: a recording becomes a `LoweredGraph`, from which every back end writes its code. `scalars`
+  has the function of its scalars, in Python (`scalar_operations`).
 - `write_lists` writes a Python function of lists; `write_kernels`, with a language each, writes C++ and Triton;
   `cpp` and `triton` compile them, and `tables` has the addresses of their arguments.
 
-Lists need no compiler of C++ or Triton, and no rule has a second version. Operations without a list form run leaf by
-leaf inside the same function.
+Lists need no compiler of C++ or Triton, and no rule has a second version. Operations that torch does not offer for
+lists run leaf by leaf inside the same function.
 """
 
 from gradtx.compiler.record import Recording, UnrecordableError, record

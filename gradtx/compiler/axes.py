@@ -1,4 +1,4 @@
-"""Find the axes of the leaf that each value of a program depends on: those of its rows, columns, channels, ..."""
+"""Find the axes of the leaf that each value of a lowered graph depends on: those of its rows, columns, channels, ..."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
 from gradtx.compiler.graph import is_list, is_scalar
-from gradtx.compiler.lower import Program
+from gradtx.compiler.lower import LoweredGraph
 from gradtx.compiler.simplify import (
     SAME,
     SAME_ENTRIES,
@@ -60,14 +60,14 @@ class Axis:
 Dimension: TypeAlias = tuple[Axis, ...]
 
 
-def axes_of(program: Program, leaf: Node) -> dict[Node, tuple[int, ...]]:
+def axes_of(lowered: LoweredGraph, leaf: Node) -> dict[Node, tuple[int, ...]]:
     """Return the positions of the axes of the leaf that each of its values depends on, in the order of its dimensions.
 
     Raises:
         UnsuitableProgramError: If a value depends on others than entries, rows, columns, ...
     """
     dimensions: dict[Node, list[Dimension]] = {}
-    for node in program.graph.nodes:
+    for node in lowered.graph.nodes:
         if node.op == "output" or not is_list(node):
             continue
         is_argument = node.op == "placeholder" and node is not leaf
@@ -136,10 +136,14 @@ def _joined(x: Dimension, y: Dimension) -> Dimension:
     return _expanded(x)
 
 
-def _dimensions(node: Node, known: dict[Node, list[Dimension]]) -> list[Dimension]:
+def _dimensions(
+    node: Node, dimensions_of: dict[Node, list[Dimension]]
+) -> list[Dimension]:
     """Return the dimensions of a result."""
     shape, target = _shape(node), node.target
-    operands = [known[item] for item in node.all_input_nodes if item in known]
+    operands = [
+        dimensions_of[item] for item in node.all_input_nodes if item in dimensions_of
+    ]
     if target in FILLED:
         return [()] * len(shape)
     if target in REDUCTIONS:
@@ -304,15 +308,15 @@ class Groups:
         return [size // self.row, self.row] if self.are_rows else [size]
 
 
-def groups_of(program: Program, leaf: Node) -> Groups:
-    """Return what the kernels of a program go through: entries, rows of these, or other groups of a leaf's axes.
+def groups_of(lowered: LoweredGraph, leaf: Node) -> Groups:
+    """Return what the kernels of a lowered graph go through: entries, rows of these, or other groups of a leaf's axes.
 
     Raises:
         UnsuitableProgramError: If a value depends on anything else.
     """
-    groups = RowGroups(program, leaf).groups()
+    groups = RowGroups(lowered, leaf).groups()
     if groups is None:
-        groups = _groups_of_axes(axes_of(program, leaf), _shape(leaf), program.results)
+        groups = _groups_of_axes(axes_of(lowered, leaf), _shape(leaf), lowered.results)
     return groups
 
 
@@ -324,7 +328,7 @@ def _groups_of_axes(
     Args:
         axes: Those that each value depends on.
         shape: The shape of the leaf.
-        results: The results of the program, which may go to new memory.
+        results: The results of the graph, which may go to new memory.
 
     Raises:
         UnsuitableProgramError: If a value in memory has its axes in another order.
@@ -359,17 +363,17 @@ def _groups_of_axes(
 
 
 class RowGroups:
-    """Divide the values of a program by what they have one number for: each entry, each row of entries, or a leaf.
+    """Divide the values of a graph by what they have one number for: each entry, each row of entries, or a leaf.
 
     A row is the entries that have one value, such as those of one channel, or of codes with one scale.
 
     Args:
-        program: The program.
+        lowered: The lowered graph.
         leaf: An argument with the shape of the leaf.
     """
 
-    def __init__(self, program: Program, leaf: Node):
-        self._program = program
+    def __init__(self, lowered: LoweredGraph, leaf: Node):
+        self._lowered = lowered
         value: Any = leaf.meta["val"]
         self._size = value.numel()
         self._is_0d = value.ndim == 0  # then so are its slots
@@ -380,7 +384,7 @@ class RowGroups:
 
     def groups(self) -> Groups | None:
         """Return the groups; None if a value depends on anything else."""
-        for node in self._program.graph.nodes:
+        for node in self._lowered.graph.nodes:
             if node.op == "output" or is_scalar(node):
                 continue
             # Phases of sums often read few slots.

@@ -45,23 +45,23 @@ def batches_on(device: torch.device) -> bool:
 
 def batches_of(
     nodes: Sequence[Node],
-    has_list_form: Callable[[Node], bool],
+    has_list_call: Callable[[Node], bool],
     case_of: Callable[[Node], Case | None],
 ) -> list[list[Node]]:
-    """Return the operations of a program to run on batches; those of one batch are consecutive.
+    """Return the operations of a lowered graph to run on batches; those of one batch are consecutive.
 
-    A batch extends from the first to the last operation without a list form among consecutive operations of one case.
+    A batch extends from the first to the last operation without a list call among consecutive operations of one case.
     Operations on 0-d values of leaves at its start and end are batches of their own, which leaves of all shapes share.
 
     Args:
-        nodes: The program.
-        has_list_form: Whether one call runs an operation for a list of leaves.
+        nodes: The graph.
+        has_list_call: Whether one call runs an operation for a list of leaves.
         case_of: The case in which an operation runs; None if it cannot be part of a batch.
     """
     calls = [node for node in nodes if node.op == "call_function" and is_list(node)]
     batches = []
     for case, run in itertools.groupby(calls, case_of):
-        batch = [] if case is None else _trimmed(list(run), has_list_form)
+        batch = [] if case is None else _trimmed(list(run), has_list_call)
         batches += _divided(batch)
     return batches
 
@@ -84,12 +84,12 @@ def _shapes(nodes: Iterable[Node]) -> set[Any]:
     return {getattr(value, "shape", None) for value in values}
 
 
-def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
-    """Return the operations from the first to the last without a list form."""
-    without_form = [i for i, node in enumerate(nodes) if not has_list_form(node)]
-    if not without_form:
+def _trimmed(nodes: list[Node], has_list_call: Callable[[Node], bool]) -> list[Node]:
+    """Return the operations from the first to the last without a list call."""
+    without_call = [i for i, node in enumerate(nodes) if not has_list_call(node)]
+    if not without_call:
         return []
-    return nodes[without_form[0] : without_form[-1] + 1]
+    return nodes[without_call[0] : without_call[-1] + 1]
 
 
 ENTRIES, BLOCKS = "entries", "blocks"

@@ -104,13 +104,15 @@ def with_arguments(recording: Recording, constants: Constants) -> Recording:
         argument.meta["val"] = torch.empty((), dtype=torch.float64, device=META)
         arguments.append(argument)
     recording.leaves.extend(arguments)
-    known = dict(zip(constants.positions, arguments[constants.first :], strict=False))
+    argument_of = dict(
+        zip(constants.positions, arguments[constants.first :], strict=False)
+    )
     position = 0
     for node in graph.nodes:
         for i in range(len(node.args)):
             if _takes_constant(node, i):
-                if position in known:
-                    node.update_arg(i, known[position])
+                if position in argument_of:
+                    node.update_arg(i, argument_of[position])
                 position += 1
     return recording
 

@@ -18,9 +18,9 @@ from gradtx.compiler.graph import (
     args_of,
     arguments_of,
     computes,
-    is_known,
     is_list,
     is_on_device,
+    is_on_host,
     is_scalar,
     same_meta,
     writers,
@@ -110,7 +110,7 @@ class _Fusion:
             base = node.args[0]
             _replace(node, aten.mul.Tensor, (base, base))
         elif node.target is aten.pow.Tensor_Tensor:
-            self._use_known_exponent(node)
+            self._use_scalar_exponent(node)
         elif node.target is aten.div.Tensor:
             self._multiply_instead(node)
         elif node.target is aten.neg.default:
@@ -123,10 +123,10 @@ class _Fusion:
             self._merge_factors(node)
             self._move_factors_out(node)
 
-    def _use_known_exponent(self, node: Node) -> None:
+    def _use_scalar_exponent(self, node: Node) -> None:
         """Replace a power with a scalar tensor as exponent by one with a scalar."""
         base, exponent = args_of(node)
-        if is_list(base) and is_known(exponent) and same_meta(node, base):
+        if is_list(base) and is_on_host(exponent) and same_meta(node, base):
             _replace(node, aten.pow.Tensor_Scalar, node.args)
 
     def _negate_factor(self, node: Node) -> None:
@@ -203,7 +203,7 @@ class _Fusion:
     def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
-        if node.kwargs or not all(map(is_known, bounds)):
+        if node.kwargs or not all(map(is_on_host, bounds)):
             return
         if not is_list(x) or not same_meta(node, x):
             return

@@ -34,8 +34,8 @@ def is_on_device(scalar: Any) -> bool:
     return isinstance(scalar, Node) and scalar.meta.get("on_device", False)
 
 
-def is_known(value: Any) -> bool:
-    """Whether a value is a constant or a scalar that the host knows, which are Python scalars."""
+def is_on_host(value: Any) -> bool:
+    """Whether a value is a constant or a scalar that the host computes: a Python scalar."""
     return is_scalar(value) and not is_on_device(value)
 
 

@@ -59,7 +59,7 @@ class MemoryPlan:
 
     Args:
         graph: The graph. `meta["kind"]` of its nodes must be set.
-        has_form_in_place: Whether an operation has a form that writes into its first operand.
+        can_write_in_place: Whether an operation can write into its first operand.
         needs: The cases in which each value is read.
 
     Attributes:
@@ -69,10 +69,10 @@ class MemoryPlan:
     """
 
     def __init__(
-        self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Liveness
+        self, graph: Graph, can_write_in_place: Callable[[Node], bool], needs: Liveness
     ):
         self._nodes = list(graph.nodes)
-        self._has_form_in_place = has_form_in_place
+        self._can_write_in_place = can_write_in_place
         self._needs = needs
         self._at = {node: i for i, node in enumerate(self._nodes)}
         # Nodes before this one write no argument, so that nothing has changed if they raise an exception.
@@ -212,7 +212,7 @@ class MemoryPlan:
         if (
             node.op != "call_function"
             or not is_list(node)
-            or not self._has_form_in_place(node)
+            or not self._can_write_in_place(node)
         ):
             return []
         adds_plainly = node.target is aten.add.Tensor and not node.kwargs

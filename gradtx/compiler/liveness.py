@@ -1,4 +1,4 @@
-"""Determine when each value of a graph is needed, as far as scalars known to the host decide it.
+"""Determine when each value of a graph is needed, as far as scalars on the host decide it.
 
 A value that only one branch of `where` reads is needed only if the condition selects that branch. The operations of the
 other branch are then skipped, and a branch may write its result directly into the argument that stores it.

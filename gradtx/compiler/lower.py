@@ -23,8 +23,8 @@ from gradtx.compiler.simplify import (
 
 
 @dataclass
-class Program:
-    """A lowered recording, from which each back end writes its code.
+class LoweredGraph:
+    """What all passes leave of a recording, from which each back end writes its code.
 
     `meta["kind"]` of a node is "scalar" for a 0-d value that all leaves share, "tensor" for another value that they
     share, and "list" for one that each leaf has; `meta["val"]` is a stand-in with its shape and dtype;
@@ -53,7 +53,7 @@ class Program:
         return self.nodes[-1].args[0]
 
     def scalars(self) -> list[Node]:
-        """Return the scalars that the rest of the program reads: its operations, cases and results."""
+        """Return the scalars that the rest of the graph reads: its operations, cases and results."""
         scalars: list[Node] = []
         for node in self.graph.nodes:
             is_read = any(not is_scalar(user) for user in node.users)
@@ -70,14 +70,14 @@ def lower(
     decides: bool,
     prefers_norms: bool = False,
     of_rows: bool = False,
-) -> Program:
-    """Return the program of a recording.
+) -> LoweredGraph:
+    """Return the lowered graph of a recording.
 
     Args:
         recording: The operations of one leaf.
         segment: The index of the segment between operations that owners compute; None for a recording without any.
         on_device: The indices of the arguments that all leaves share and that the host does not know.
-        decides: Whether the program skips what is not due: it knows all conditions when it runs.
+        decides: Whether what is written from it skips what is not due: it knows all conditions when it runs.
         prefers_norms: Whether sums of squares become squared norms, which lists compute in one pass.
         of_rows: Whether those of rows do so, too.
     """
@@ -104,7 +104,9 @@ def lower(
         decide_alternatives(graph)
         remove_unused(graph)
         split_copies(graph)
-    return Program(graph, recording.scalars, recording.leaves, Liveness(graph, decides))
+    return LoweredGraph(
+        graph, recording.scalars, recording.leaves, Liveness(graph, decides)
+    )
 
 
 def mark_on_device(graph: Graph, scalars: Collection[Node]) -> None:

@@ -247,15 +247,15 @@ class _Recorder:
 
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Execute and record one operation."""
-        traits = _OperatorTraits.of(operator)
-        if traits.reads_value:
+        properties = _OperatorProperties.of(operator)
+        if properties.reads_value:
             # Values computed from arguments are on the meta device, constants are not.
             if args[0].device.type != "cpu":
                 raise UnrecordableError(
                     f"the rule reads the value of a tensor ({operator})"
                 )
             return operator(*args, **kwargs)
-        if traits.is_random:
+        if properties.is_random:
             raise UnrecordableError(f"the rule draws random numbers ({operator})")
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
@@ -274,8 +274,8 @@ class _Recorder:
             return result
         if operator in VIEWS:
             args = args[0], _of_any_length(result.shape)
-        node = self._node_for(operator, traits.name, args, kwargs)
-        if traits.writes:
+        node = self._node_for(operator, properties.name, args, kwargs)
+        if properties.writes:
             if not self.may_write or not any(
                 args[0] is argument for argument in self.arguments
             ):
@@ -372,7 +372,7 @@ FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
 
 
 @dataclass(frozen=True)
-class _OperatorTraits:
+class _OperatorProperties:
     """Properties of an operator, which torch takes microseconds to look up.
 
     Attributes:
@@ -391,10 +391,10 @@ class _OperatorTraits:
 
     @staticmethod
     @functools.cache
-    def of(operator: Any) -> _OperatorTraits:
+    def of(operator: Any) -> _OperatorProperties:
         tags = operator.tags
         is_pointwise = torch.Tag.pointwise in tags and _torch.makes_new_tensor(operator)
-        return _OperatorTraits(
+        return _OperatorProperties(
             reads_value=torch.Tag.data_dependent_output in tags,
             is_random=torch.Tag.nondeterministic_seeded in tags,
             writes=_torch.writes(operator),
@@ -474,7 +474,7 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
         return args[0]
     if operator in WITHOUT_DIMENSION:
         return ()
-    if not _OperatorTraits.of(operator).keeps_shape:
+    if not _OperatorProperties.of(operator).keeps_shape:
         return None
     shape: Sequence[int] = ()
     for tensor in args:

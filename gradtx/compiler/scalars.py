@@ -1,4 +1,4 @@
-"""The scalars of a program: a function that computes them from those of a step, for any back end."""
+"""The scalars of a lowered graph: a function that computes them from those of a step, for any back end."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import torch
 from torch.fx import Node
 
 from gradtx.compiler.graph import following, is_scalar
-from gradtx.compiler.lower import Program, mark_on_device
+from gradtx.compiler.lower import LoweredGraph, mark_on_device
 from gradtx.compiler.text import Text, function_text, tuple_of
 
 PYTHON_NUMBERS = frozenset((float, int, bool))
 
 
 class ScalarProgram:
-    """The function of a program's scalars: Python scalars, or 0-d tensors where the host would have to wait.
+    """The function of a graph's scalars: Python scalars, or 0-d tensors where the host would have to wait.
 
     Args:
-        program: The program.
-        text: Writes its operations; knows which scalars the program needs as 0-d tensors as well.
+        lowered: The lowered graph.
+        text: Writes its operations; knows which scalars the graph needs as 0-d tensors as well.
 
     Attributes:
-        names: The names of the scalars that the rest of the program reads, in the order of the result, then those of
+        names: The names of the scalars that the rest of the graph reads, in the order of the result, then those of
             the tensors.
         text: The code of the function.
     """
 
-    def __init__(self, program: Program, text: Text):
-        self.names = [node.name for node in program.scalars()]
+    def __init__(self, lowered: LoweredGraph, text: Text):
+        self.names = [node.name for node in lowered.scalars()]
         self.names += text.tensors.values()
         self._namespace = text.namespace
-        scalars = [node for node in program.nodes if is_scalar(node)]
+        scalars = [node for node in lowered.nodes if is_scalar(node)]
         calls = [node for node in scalars if node.op == "call_function"]
         code = {node: text.scalar(node) for node in calls}
-        self._graph = program.graph
-        self._arguments = program.arguments
+        self._graph = lowered.graph
+        self._arguments = lowered.arguments
         self._functions_of_sets: dict[frozenset[int], Any] = {}
         self._lines: dict[Node, list[str]] = {}
-        for node in [*program.arguments, *calls]:
+        for node in [*lowered.arguments, *calls]:
             lines = self._lines[node] = code.get(node, [])
             for (scalar, dtype), name in text.tensors.items():
                 if scalar is node:
@@ -117,23 +117,23 @@ class ScalarProgram:
 
 
 class Scalars:
-    """The scalars of a program, for back ends that write no Python.
+    """The scalars of a lowered graph, for back ends that write no Python.
 
     Args:
-        program: The program.
+        lowered: The lowered graph.
         device: The device of its leaves.
     """
 
-    def __init__(self, program: Program, device: torch.device):
-        self._program = program
+    def __init__(self, lowered: LoweredGraph, device: torch.device):
+        self._lowered = lowered
         self._device = device
-        self._known: dict[frozenset[int], ScalarProgram] = {}
+        self._programs: dict[frozenset[int], ScalarProgram] = {}
 
     def given(self, on_device: frozenset[int]) -> ScalarProgram:
         """Return their program, given which of the shared arguments the host does not know."""
-        if on_device not in self._known:
-            scalars = [self._program.arguments[i] for i in on_device]
-            mark_on_device(self._program.graph, scalars)
+        if on_device not in self._programs:
+            scalars = [self._lowered.arguments[i] for i in on_device]
+            mark_on_device(self._lowered.graph, scalars)
             text = Text(self._device)
-            self._known[on_device] = ScalarProgram(self._program, text)
-        return self._known[on_device]
+            self._programs[on_device] = ScalarProgram(self._lowered, text)
+        return self._programs[on_device]

@@ -1,4 +1,4 @@
-"""The code of a program's operations as Python text: names, arguments and constants."""
+"""The code of a graph's operations as Python text: names, arguments and constants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 
 from gradtx.base.exact import dtype_on
 from gradtx.compiler import scalar_operations
-from gradtx.compiler.graph import dtype_of, is_known, is_on_device
+from gradtx.compiler.graph import dtype_of, is_on_device, is_on_host
 from gradtx.compiler.record import META
 
 aten = torch.ops.aten
@@ -90,11 +90,11 @@ class Text:
         def text_of(item: Any) -> Any:
             if not isinstance(item, Node):
                 return item
-            if is_known(item):
+            if is_on_host(item):
                 return Unquoted(self.as_tensor(item, dtype_of(item)))
             return Unquoted(lists.get(item, item.name))
 
-        is_scalar = isinstance(argument, Node) and is_known(argument)
+        is_scalar = isinstance(argument, Node) and is_on_host(argument)
         is_tensor = is_scalar and _wants_tensor(node.target, i)
         if is_tensor or isinstance(argument, tuple | list):
             return repr(map_aggregate(argument, text_of))

@@ -21,7 +21,7 @@ class Call(NamedTuple):
         function: The kernel.
         instances: The number of its instances.
         arguments: All arguments but the first, the number of its first instance.
-        constants: Those that are known when it is compiled, the last ones, by name, in order.
+        constants: Those that are fixed when it is compiled, the last ones, by name, in order.
     """
 
     function: Any

@@ -1,4 +1,4 @@
-"""Write a program as C++ kernels, whose loops the compiler vectorizes, and one function that runs them in order.
+"""Write a lowered graph as C++ kernels, whose loops the compiler vectorizes, and one function that runs them in order.
 
 A row is the entries that have one value, such as those of one channel. Reductions over rows divide the loop over each
 row into passes, of which the last one writes; a chunk contains whole rows.
@@ -68,7 +68,7 @@ class CppWriter(CppTiles):
     def _conditions(self) -> dict[str, str]:
         """Return when kernels before the last stage run: scalars may say that nothing reads what they compute."""
         conditions: dict[str, str] = {}
-        needs = Liveness(self._program.graph, decides=True)
+        needs = Liveness(self._lowered.graph, decides=True)
         for depth, combine in enumerate(self._combines):
             stage = [x for x in self._partial if self._depths[x] == depth + 1]
             kept = itertools.chain.from_iterable(combine.sweeps)
@@ -100,7 +100,7 @@ class CppWriter(CppTiles):
     # Indices.
 
     def _head(self, kernel: str) -> list[str]:
-        """Return the lines that load the form of a leaf, and scalars."""
+        """Return the lines that load the sizes of a leaf, and scalars."""
         lines = self._own_words(kernel) if self._by_row else []
         names = [*(f"n{i}" for i in self._full), "per", "parts"]
         for row, name in enumerate(names):

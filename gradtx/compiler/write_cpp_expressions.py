@@ -1,4 +1,4 @@
-"""Write expressions of a program as C++, with the functions and types that its texts begin with."""
+"""Write expressions of a lowered graph as C++, with the functions and types that its texts begin with."""
 
 from __future__ import annotations
 

@@ -307,12 +307,14 @@ class CppTiles(CppExpressions, KernelWriter):
     def _by_lane(self, node: Node, among: Iterable[Node]) -> Node:
         """Return the reduction that has the values of each lane: this one, or one like it that keeps lanes apart."""
 
-        def form(reduction: Node) -> tuple[Any, ...]:
+        def reduction_key(reduction: Node) -> tuple[Any, ...]:
             operand = self._operand_of(reduction)
             return reduction.target, operand, self._short(reduction)
 
         with_lanes = filter(self._has_lanes, among)
-        return next((x for x in with_lanes if form(x) == form(node)), node)
+        return next(
+            (x for x in with_lanes if reduction_key(x) == reduction_key(node)), node
+        )
 
     def _total(self, node: Node, is_narrow: bool = False) -> Total:
         is_partial = node in self._partial

@@ -1,4 +1,4 @@
-"""Write an operation of a program as an expression of a kernel: what Triton and C++ share."""
+"""Write an operation of a lowered graph as an expression of a kernel: what Triton and C++ share."""
 
 from __future__ import annotations
 

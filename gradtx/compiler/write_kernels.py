@@ -1,4 +1,4 @@
-"""Write a program as kernels that process all leaves of a bundle: what their languages, Triton and C++, share.
+"""Write a lowered graph as kernels that process all leaves of a bundle: what their languages, Triton and C++, share.
 
 The axes of a leaf form groups; see `Groups`. A value has one number for each index of some of them, its extent: entries
 of all, a leaf of none. A table of pointers has a row per argument and a column per leaf, and each instance of a kernel
@@ -32,7 +32,7 @@ from gradtx.compiler.axes import (
     is_mark,
 )
 from gradtx.compiler.graph import args_of, dtype_of, is_list, is_scalar
-from gradtx.compiler.lower import Program
+from gradtx.compiler.lower import LoweredGraph
 from gradtx.compiler.simplify import SAME_ENTRIES
 from gradtx.compiler.write_expressions import (
     MEANS,
@@ -155,7 +155,7 @@ class KernelWriter(ExpressionWriter):
     """Write one line for each operation, and each kernel with the lines that it needs.
 
     Args:
-        program: The program.
+        lowered: The lowered graph.
         leaf: The index of an argument with the shape of the leaf.
         fixes_row: Whether the text may contain the number of entries of a row; otherwise it suits rows of all lengths.
         by_row: Whether leaves may be absent, and have scalars of their own; see `Rows`.
@@ -169,17 +169,17 @@ class KernelWriter(ExpressionWriter):
 
     def __init__(
         self,
-        program: Program,
+        lowered: LoweredGraph,
         leaf: int,
         fixes_row: bool = True,
         by_row: bool = False,
     ):
         super().__init__()
         self._by_row = by_row
-        self._program, self._leaves = program, program.leaves
-        shape = program.leaves[leaf].meta["val"].shape
+        self._lowered, self._leaves = lowered, lowered.leaves
+        shape = lowered.leaves[leaf].meta["val"].shape
         self._size: int = shape.numel()
-        self._groups = groups_of(program, program.leaves[leaf])
+        self._groups = groups_of(lowered, lowered.leaves[leaf])
         if not (self.has_tiles_of_columns or self._groups.are_batches):
             self._groups = replace(self._groups, tile=None)
         self._full = self._groups.full
@@ -212,15 +212,15 @@ class KernelWriter(ExpressionWriter):
                 its arguments.
 
         Raises:
-            UnsuitableProgramError: If the language has no form of an operation.
+            UnsuitableProgramError: If the language cannot express an operation.
         """
-        for node in self._program.graph.nodes:
+        for node in self._lowered.graph.nodes:
             if node.op == "placeholder" and node in self._leaves:
                 self._names[node] = f"x{self._leaves.index(node)}"
                 self._depths[node] = 0
             elif node.op == "call_function" and not is_scalar(node):
                 self._add(node)
-        results = self._program.results
+        results = self._lowered.results
         for result in results:
             if isinstance(result, Node) and not (is_list(result) or is_scalar(result)):
                 raise UnsuitableProgramError("what leaves share is computed by views")
@@ -244,8 +244,8 @@ class KernelWriter(ExpressionWriter):
     def _result_rows(self, columns: int) -> list[int | None]:
         """Return the row of each result in the buffer of values by leaf; see `KernelText`."""
         row = itertools.count()
-        rows: list[int | None] = [None] * len(self._program.results[:columns])
-        for result in self._program.results[columns:]:
+        rows: list[int | None] = [None] * len(self._lowered.results[:columns])
+        for result in self._lowered.results[columns:]:
             rows.append(next(row) if is_list(result) else None)
         return rows
 
@@ -328,15 +328,15 @@ class KernelWriter(ExpressionWriter):
         """Return which slots later stages still read as they were before, if stages write these early."""
         lines, inputs = {**self._lines}, {**self._inputs}
         written = [store.node for stores in early.values() for store in stores]
-        known: list[Write] = []
+        earlier: list[Write] = []
         outdated: list[Write] = []
         for depth, of_stage in enumerate(outputs):
             own = early.get(depth, [])
             others = [x for x in of_stage if x not in written]
             needed = self._needed([*others, *(store.node for store in own)])
-            outdated += [x for x in known if self._reads_old(x, needed)]
+            outdated += [x for x in earlier if self._reads_old(x, needed)]
             self._reload(own)
-            known += own
+            earlier += own
         self._lines, self._inputs = lines, inputs
         self._reloaded.clear()
         return outdated

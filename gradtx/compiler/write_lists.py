@@ -20,15 +20,15 @@ from gradtx.compiler.graph import (
     argument_like,
     dtype_of,
     following,
-    is_known,
     is_list,
     is_on_device,
+    is_on_host,
     is_scalar,
     operator_name,
 )
 from gradtx.compiler.in_place import MemoryPlan, compute_late
 from gradtx.compiler.liveness import ALWAYS, Case, text_of
-from gradtx.compiler.lower import Program, lower
+from gradtx.compiler.lower import LoweredGraph, lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarProgram
 from gradtx.compiler.simplify import ROW, is_conversion
@@ -57,11 +57,11 @@ OF_NUMBER = {
 SUMS = {aten.add.Tensor, aten.sub.Tensor}
 PRODUCTS = {aten.addcmul.default, aten.addcdiv.default}
 # The name of an operation on lists, its operands and its options.
-Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
+ListCall: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
-# Of operations that torch has for lists of numbers in no version, or not in each: names of their forms leaf by leaf.
+# The prefix of operations that run leaf by leaf: torch has them for lists of numbers in no version, or not in each.
 EACH = "each_"
 # The leaves of a call for lists, in the mean, that takes less time than one for each of them.
 FEW = 4
@@ -112,7 +112,7 @@ def list_function(
     Raises:
         UnsuitableProgramError: If lists cannot run leaves with different scalars as fast as one call for each set.
     """
-    program = lower(
+    lowered = lower(
         recording,
         segment,
         on_device=on_device,
@@ -120,26 +120,26 @@ def list_function(
         prefers_norms=True,
         of_rows=not batches.batches_on(device),
     )
-    return _Writer(program, device, varying).function()
+    return _Writer(lowered, device, varying).function()
 
 
 class _Writer(Text):
     """Generate one line for each operation on lists, in order."""
 
     def __init__(
-        self, program: Program, device: torch.device, varying: Collection[int] = ()
+        self, lowered: LoweredGraph, device: torch.device, varying: Collection[int] = ()
     ):
         super().__init__(device)
-        self._program = program
-        compute_late(program.graph)
-        self._nodes = program.nodes
-        self._needs = program.needs
+        self._lowered = lowered
+        compute_late(lowered.graph)
+        self._nodes = lowered.nodes
+        self._needs = lowered.needs
         # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which
         # leaves of a call agree, are lists where the program runs; and the names of these as tensors.
         self._of_sets: list[Node] = []
         self._varying: list[Node] = []
         if varying:
-            self._of_sets = self._following([program.arguments[i] for i in varying])
+            self._of_sets = self._following([lowered.arguments[i] for i in varying])
             deciding = self._deciding()
             self._varying = [node for node in self._of_sets if node not in deciding]
         self._varying_tensors: dict[tuple[Node, torch.dtype], str] = {}
@@ -163,7 +163,7 @@ class _Writer(Text):
                 self._nodes, self._runs_at_once, self._case_in_batch
             ):
                 self._batches.update(dict.fromkeys(batch, batch))
-        self._memory = MemoryPlan(program.graph, self._has_form_in_place, self._needs)
+        self._memory = MemoryPlan(lowered.graph, self._can_write_in_place, self._needs)
         self._operands = self._memory.operand
 
     # Scalars that differ between leaves.
@@ -174,7 +174,7 @@ class _Writer(Text):
         Raises:
             UnsuitableProgramError: If other values that leaves share do, too.
         """
-        reached = following(self._program.graph, varying)
+        reached = following(self._lowered.graph, varying)
         for node in reached:
             if node.op == "call_function" and node.meta["kind"] == "tensor":
                 raise UnsuitableProgramError("what leaves share follows from scalars")
@@ -249,7 +249,7 @@ class _Writer(Text):
         lists = filter(is_list, node.all_input_nodes)
         return len({item.meta["val"].shape for item in lists}) == 1
 
-    def _has_form_in_place(self, node: Node) -> bool:
+    def _can_write_in_place(self, node: Node) -> bool:
         if node in self._batches or node.target is aten.copy_.default:
             return False
         call = self._foreach_call(node)
@@ -268,7 +268,7 @@ class _Writer(Text):
     def function(self) -> ListFunction:
         body = self._run()  # first, because it determines which scalars must be tensors
         self._is_in_run = False
-        scalars = ScalarProgram(self._program, self)
+        scalars = ScalarProgram(self._lowered, self)
         if self._of_sets:
             return self._by_leaf_function(scalars, body)
         head = f"{tuple_of(scalars.names)} = prepared"
@@ -281,7 +281,7 @@ class _Writer(Text):
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
         self._lines = []
-        leaves = [node.name for node in self._program.leaves]
+        leaves = [node.name for node in self._lowered.leaves]
         if leaves:
             self._lines.append(f"{tuple_of(leaves)} = columns")
         calls = [node for node in self._nodes if node.op == "call_function"]
@@ -299,9 +299,9 @@ class _Writer(Text):
 
     def _results(self) -> list[str]:
         """Return the code of the results: lists that share memory, or are parts of what theirs holds, are copied."""
-        taken: set[Node] = set(self._program.leaves)
+        taken: set[Node] = set(self._lowered.leaves)
         texts = []
-        for result in self._program.results:
+        for result in self._lowered.results:
             text = self.text(result)
             if is_list(result):
                 roots = self._memory.roots(result)
@@ -400,11 +400,11 @@ class _Writer(Text):
         return f"foreach_{name}"
 
     def _foreach_call(self, node: Node) -> list[str] | None:
-        """Return the operation on lists and its operands as text; None if torch has no in-place form of it."""
-        form = self._form(node)
-        if form is None:
+        """Return the operation on lists and its operands as text; None if torch has none that writes in place."""
+        list_call = self._list_call(node)
+        if list_call is None:
             return None
-        name, operands, options = form
+        name, operands, options = list_call
         if any(map(is_on_device, options.values())):
             return None  # the options of operations on lists are Python scalars
         if name != "norm" and _torch.on_lists(f"{name}_") is None:
@@ -428,8 +428,8 @@ class _Writer(Text):
             return f"{EACH}{name}", options
         return name, options
 
-    def _form(self, node: Node) -> Form | None:
-        """Return the form of an operation on lists; None if there is none."""
+    def _list_call(self, node: Node) -> ListCall | None:
+        """Return the call that runs an operation on lists; None if there is none."""
         target, args, kwargs = node.target, node.args, node.kwargs
         name = operator_name(node).removesuffix("_")
         if target is aten.copy_.default or target in PRODUCTS:
@@ -443,7 +443,7 @@ class _Writer(Text):
         if len(args) < 2:
             return None
         if not all(map(is_list, args[:2])):
-            return self._form_with_scalar(node)
+            return self._list_call_with_scalar(node)
         operands = args[:2]
         if self._operands.get(node) is args[1]:
             operands = operands[::-1]  # the one that is written comes first
@@ -453,8 +453,8 @@ class _Writer(Text):
             return name, operands, dict(kwargs)
         return None
 
-    def _form_with_scalar(self, node: Node) -> Form | None:
-        """Return the form of an operation on a list and a scalar."""
+    def _list_call_with_scalar(self, node: Node) -> ListCall | None:
+        """Return the call that runs an operation on a list and a scalar; None if there is none."""
         first, second, *_ = args_of(node)
         if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):
             first, second = second, first
@@ -485,7 +485,7 @@ class _Writer(Text):
         return (
             is_cpu
             and isinstance(scalar, Node)
-            and is_known(scalar)
+            and is_on_host(scalar)
             and dtype in EXACT_SCALARS
         )
 
@@ -532,8 +532,8 @@ class _Writer(Text):
     def _selection(self, node: Node) -> str:
         """Return the code that selects one of two operands; the other may not have been computed."""
         condition, x, y = node.args
-        for known, truth in self._needs.of(node):
-            if known is condition:
+        for met, truth in self._needs.of(node):
+            if met is condition:
                 return self._branch(node, x if truth else y)
         return f"{self._branch(node, x)} if {self.text(condition)} else {self._branch(node, y)}"
 
@@ -607,7 +607,7 @@ def _fills(node: Node) -> bool:
     if node.target is not aten.copy_.default:
         return False
     slot, scalar = node.args
-    is_computed = isinstance(scalar, Node) and is_known(scalar)
+    is_computed = isinstance(scalar, Node) and is_on_host(scalar)
     return is_computed and is_list(slot) and dtype_of(scalar) == dtype_of(slot)
 
 

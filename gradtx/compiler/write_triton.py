@@ -136,7 +136,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
     # Indices.
 
     def _head(self, leaf: str) -> list[str]:
-        """Return the lines that load the form of a leaf, and scalars."""
+        """Return the lines that load the sizes of a leaf, and scalars."""
         lines = [f"leaf = {leaf}"]
         for row, name in enumerate([*(f"n{i}" for i in self._full), "per", "parts"]):
             is_fixed = row == self._last and self._fixed_row
@@ -269,8 +269,8 @@ class TritonWriter(TritonExpressions, KernelWriter):
         has_values_of_rows = self._groups.are_rows and any(
             map(self._adds_rows, self._partial)
         )
-        is_known = self._fixed_row is not None or not self._groups.are_rows
-        return is_known and not ("sum" in kinds or has_values_of_rows)
+        has_fixed_rows = self._fixed_row is not None or not self._groups.are_rows
+        return has_fixed_rows and not ("sum" in kinds or has_values_of_rows)
 
     def _adds_rows(self, node: Node) -> bool:
         """Whether a reduction adds up the values of rows."""

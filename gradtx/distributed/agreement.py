@@ -86,9 +86,9 @@ def difference(
         of_ranks: list[Any] = [None] * team.size
         message = None if lines is None else lines[i], text
         torch.distributed.all_gather_object(of_ranks, message, group=team.group)
-        known = [known for _, known in of_ranks if known is not None]
+        texts = [told for _, told in of_ranks if told is not None]
         text = (
-            min(known) if known else _difference(team, [x for x, _ in of_ranks], verb)
+            min(texts) if texts else _difference(team, [x for x, _ in of_ranks], verb)
         )
     return text or f"ranks would {verb} differently"
 

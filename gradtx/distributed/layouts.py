@@ -111,9 +111,9 @@ def team_of(mesh: DeviceMesh) -> Team:
     another one.
     """
     world = torch.distributed.group.WORLD
-    known = _TEAMS.get(mesh)
-    if known is not None and known[0] is world:
-        _, groups, team = known
+    entry = _TEAMS.get(mesh)
+    if entry is not None and entry[0] is world:
+        _, groups, team = entry
         if not groups or groups == _groups_of(mesh):
             return team
     for other in [other for other, (past, *_) in _TEAMS.items() if past is not world]:

@@ -53,18 +53,18 @@ class Clock:
         self.step = step
         self.host = host
         self.least = least if host is None else host
-        self._moments: dict[torch.device, ClockReading] = {}
+        self._readings: dict[torch.device, ClockReading] = {}
 
     def on(self, device: torch.device) -> ClockReading:
-        if device not in self._moments:
+        if device not in self._readings:
             # Copying to a device would wait for all queued work; filling with a constant does not.
             step = (
                 self.step.to(device)
                 if self.host is None
                 else torch.full_like(self.step, self.host, device=device)
             )
-            self._moments[device] = ClockReading(step, self.host, self.least)
-        return self._moments[device]
+            self._readings[device] = ClockReading(step, self.host, self.least)
+        return self._readings[device]
 
 
 class ClockReading:
@@ -78,9 +78,11 @@ class ClockReading:
         self._corrections: list[tuple[Any, Tensor]] = []
 
     def bias_correction(self, beta: Any) -> Tensor:
-        for known, value in self._corrections:
-            if known is beta or (
-                isinstance(beta, float) and isinstance(known, float) and known == beta
+        for earlier, value in self._corrections:
+            if earlier is beta or (
+                isinstance(beta, float)
+                and isinstance(earlier, float)
+                and earlier == beta
             ):
                 return value
         value = self.correction_at(beta, self.time)
@@ -94,10 +96,10 @@ class ClockReading:
         """
         if self.host is None or is_intercepted():  # a tracer cannot read values
             return bias_correction(beta, time)
-        known_beta, known_time = _on_host(beta), _on_host(time)
-        if known_beta is None or known_time is None:
+        beta_on_host, time_on_host = _on_host(beta), _on_host(time)
+        if beta_on_host is None or time_on_host is None:
             return bias_correction(beta, time)
-        return torch.full_like(time, -math.expm1(known_time * math.log(known_beta)))
+        return torch.full_like(time, -math.expm1(time_on_host * math.log(beta_on_host)))
 
 
 def bias_correction(beta: Any, time: Any) -> Tensor:
@@ -152,7 +154,7 @@ class Context:
         self._grad = leaf.grad
         self._negated = leaf.negated
         self.has_gradient = leaf.has_gradient
-        self._moment = clock.on(leaf.device)
+        self._reading = clock.on(leaf.device)
         self._restarts = leaf.restarts
         if rng is not None:
             self.rng = rng
@@ -178,12 +180,12 @@ class Context:
     @property
     def step(self) -> Tensor:
         """The 1-based number of this update on the rule's clock, 0-d int64."""
-        return self._moment.step
+        return self._reading.step
 
     @property
     def time(self) -> Tensor:
         """`step` in float64, for arithmetic with t (`step.sqrt()` would be float32)."""
-        return self._moment.time
+        return self._reading.time
 
     @property
     def grad(self) -> Any:
@@ -193,9 +195,9 @@ class Context:
     def bias_correction(self, beta: Any, step: Any = None) -> Tensor:
         """Return 1 - beta**step in float64, safe at beta 0 and step 0; computed once for leaves with equal counts."""
         if step is None:
-            return self._moment.bias_correction(beta)
-        time = exact(step, self._moment.time.device)
-        return self._moment.correction_at(beta, time)
+            return self._reading.bias_correction(beta)
+        time = exact(step, self._reading.time.device)
+        return self._reading.correction_at(beta, time)
 
     @property
     def seen(self) -> Tensor:
@@ -203,7 +205,7 @@ class Context:
 
         A clock that goes on when a leaf restarts is past step 1 then.
         """
-        seen = self._moment.step > 1
+        seen = self._reading.step > 1
         if self._restarts is not False:
             seen = seen & (torch.full_like(seen, True) ^ self._restarts)
         return seen
@@ -211,16 +213,16 @@ class Context:
     @property
     def counts_on_host(self) -> bool:
         """Whether the host knows the count, so that a rule may also read values there."""
-        return self._moment.host is not None
+        return self._reading.host is not None
 
     @property
     def is_first(self) -> bool | Tensor:
         """Whether this leaf has not been updated before: a bool if the host knows, else a 0-d tensor."""
         if self._restarts is not False:
             return ~self.seen
-        if self._moment.least > 1:
+        if self._reading.least > 1:
             return False
-        return ~self.seen if self._moment.host is None else True
+        return ~self.seen if self._reading.host is None else True
 
     def every(
         self,
@@ -245,7 +247,7 @@ class Context:
         if isinstance(is_first, bool):
             return compute() if is_first else self.when(due, compute, keep)
         # One computation for both conditions: programs skip only values that a single choice reads.
-        now = is_first | due(self._moment.step)
+        now = is_first | due(self._reading.step)
         return selected_tree(now, compute(), keep())
 
     def turn(self, k: int) -> int:
@@ -270,9 +272,9 @@ class Context:
         keep: Callable[[], Any],
     ) -> Any:
         """Return `compute()` if `due(step)` is true, else `keep()`, as in `every`; `step` is an int or a 0-d tensor."""
-        if self._moment.host is not None:
-            return compute() if due(self._moment.host) else keep()
-        return selected_tree(due(self._moment.step), compute(), keep())
+        if self._reading.host is not None:
+            return compute() if due(self._reading.host) else keep()
+        return selected_tree(due(self._reading.step), compute(), keep())
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__

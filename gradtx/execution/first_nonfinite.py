@@ -80,12 +80,12 @@ class FirstNonFinite:
         self,
         leaf: WatchedLeaf,
         what: str,
-        forms: tuple[Any, ...],
+        versions: tuple[Any, ...],
         may_stay: bool = True,
     ) -> None:
         """Note an input of a leaf, in each dtype that it has here, if it is not finite."""
         remedy = f"; {REMEDY}" if what == "gradient" else ""
-        for tensor in filter(_is_nonfinite, forms):
+        for tensor in filter(_is_nonfinite, versions):
             message = (
                 f"leaf {leaf.name!r} at step {_step_of(leaf)}: {_counted(tensor)} of its {what} are not finite before "
                 f"any link{remedy}"

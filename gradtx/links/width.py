@@ -170,8 +170,8 @@ def _sizes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
-def _check_names(who: str, names: Collection[str], known: Collection[str]) -> None:
-    differing = set(names) ^ set(known)
+def _check_names(who: str, names: Collection[str], expected: Collection[str]) -> None:
+    differing = set(names) ^ set(expected)
     if differing:
         raise ValueError(
             f"{who}: all must have the same names of parameters; these are not in all: {listed(sorted(differing))}"

@@ -64,12 +64,12 @@ def _as_vector(result: Tensor, x: Tensor) -> Tensor:
 def quotient(
     top,
     bottom: Tensor,
-    known: Tensor | None = None,
+    defined: Tensor | None = None,
     otherwise: float = 0.0,
     *,
     floor: Any = 0.0,
 ) -> Tensor:
-    """Return top / bottom where `known` (default: bottom != 0), and `otherwise` elsewhere, with safe gradients.
+    """Return top / bottom where `defined` (default: bottom != 0), and `otherwise` elsewhere, with safe gradients.
 
     The quotient by NaN is NaN, or a norm that is not a number would switch off the clipping of all other leaves.
     `floor` is a lower bound of the bottom, such as an eps that it includes. If it is positive, no entry is checked.
@@ -77,12 +77,12 @@ def quotient(
     tiny = torch.finfo(bottom.dtype).tiny
     if isinstance(floor, float) and floor > tiny:
         return top / bottom
-    known = bottom != 0 if known is None else known | bottom.isnan()
+    defined = bottom != 0 if defined is None else defined | bottom.isnan()
     if not is_off(floor):
         # Whether the floor is positive is known on the device only.
-        known = known | (exact(floor, bottom.device) > tiny)
-    result = top / torch.where(known, bottom, 1.0)
-    return torch.where(known, result, otherwise)
+        defined = defined | (exact(floor, bottom.device) > tiny)
+    result = top / torch.where(defined, bottom, 1.0)
+    return torch.where(defined, result, otherwise)
 
 
 def plus_decay(

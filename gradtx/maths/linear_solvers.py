@@ -144,12 +144,12 @@ def _krylov_correction(system: System, r: Tensor, length: int) -> Tensor:
     columns: list[Tensor] = []
     for _ in range(length):
         vector = system.matvec(system.precondition(basis[-1]))
-        known = torch.stack(basis)
-        weights = known @ vector
-        vector = vector - weights @ known
+        stacked = torch.stack(basis)
+        weights = stacked @ vector
+        vector = vector - weights @ stacked
         # Once more: a single pass leaves rounding errors as large as the matrix is ill-conditioned.
-        again = known @ vector
-        vector = vector - again @ known
+        again = stacked @ vector
+        vector = vector - again @ stacked
         height = norm(vector)
         # A vector of rounding errors only: the space holds the solution already.
         ends = height <= torch.finfo(height.dtype).eps * norm(weights)

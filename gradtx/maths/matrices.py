@@ -242,22 +242,22 @@ def inverse_root(
         lift = ridge * at_least(top, 1e-16)
     if lift is not None:
         values, change = _lifted(values, change, lift)
-    usable, known = values, None
+    usable, nonzero = values, None
     if pseudo:
         epsilon = torch.finfo(x.dtype).eps
-        known = values > _largest_or_one(values) * (len(values) * epsilon)
-        usable = torch.where(known, values, 1.0)
+        nonzero = values > _largest_or_one(values) * (len(values) * epsilon)
+        usable = torch.where(nonzero, values, 1.0)
     powers = usable**-exponent
-    if known is not None:
-        powers = torch.where(known, powers, 0.0)
+    if nonzero is not None:
+        powers = torch.where(nonzero, powers, 0.0)
     root = symmetric_product(basis * powers, basis.mT)
     if change is None:
         return root
     slope = _slope_of_root(usable, exponent)
-    if known is not None:
-        one_is_zero = known[:, None] ^ known
+    if nonzero is not None:
+        one_is_zero = nonzero[:, None] ^ nonzero
         jumps = quotient(_differences(powers), _differences(values), one_is_zero)
-        slope = torch.where(known[:, None] & known, slope, jumps)
+        slope = torch.where(nonzero[:, None] & nonzero, slope, jumps)
     return root + basis @ (slope * change) @ basis.mT
 
 

@@ -162,13 +162,13 @@ _COMPUTATIONS: weakref.WeakValueDictionary[str, Computation] = (
 
 
 def solution(
-    args: tuple[Any, ...], plan: Callable[[Any, tuple[bool, ...]], str]
+    args: tuple[Any, ...], node_key: Callable[[Any, tuple[bool, ...]], str]
 ) -> tuple[Any] | None:
     """Return the solution from a node, in a tuple; None if the graph must be in two parts.
 
     Args:
         args: The start and the arguments.
-        plan: Returns `planned` of a solver.
+        node_key: Calls `node_key_of` with a solver.
     """
     tensors: list[Tensor] = []
     try:
@@ -176,7 +176,7 @@ def solution(
     except _trees.UnsuitableError:
         return None
     are_real = tuple(tensor.is_floating_point() for tensor in tensors)
-    key = plan(structure, are_real)
+    key = node_key(structure, are_real)
     if not key:
         return None
     results = _node(key, tensors)
@@ -184,7 +184,7 @@ def solution(
     return (_trees.tree_of(of_start, iter(results)),)
 
 
-def planned(implicit: Any, structure: Any, are_real: tuple[bool, ...]) -> str:
+def node_key_of(implicit: Any, structure: Any, are_real: tuple[bool, ...]) -> str:
     """Return the key of a node; empty if there is none."""
     torch.compiler.allow_in_graph(_node)
     _, parts = structure

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.inputs import parameters_of
-from gradtx.base.messages import describe, form, nearest
+from gradtx.base.messages import describe, describe_kind, nearest
 from gradtx.base.torch_names import (
     assume_constant,
     forward_levels,
@@ -208,8 +208,8 @@ def _decorator(
         @functools.wraps(solver)
         def solved(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_dynamo_compiling():
-                plan = functools.partial(implicit.plan, id(implicit))
-                node = None if kwargs else _graphs.solution(args, plan)
+                node_key = functools.partial(implicit.node_key, id(implicit))
+                node = None if kwargs else _graphs.solution(args, node_key)
                 return _untraced(implicit, args, kwargs) if node is None else node[0]
             return implicit(*args, **kwargs)
 
@@ -226,16 +226,16 @@ def _positions(
     function: Callable[..., Any],
 ) -> frozenset[int]:
     """Return the positions of named arguments in `args`, which follow the first argument of both functions."""
-    known: dict[str, int] = {}
+    position_of: dict[str, int] = {}
     for named in (function, solver):
-        known.update({name: i for i, name in enumerate(_positional(named)[1:])})
+        position_of.update({name: i for i, name in enumerate(_positional(named)[1:])})
     positions: set[int] = set()
     for name in names:
-        if isinstance(name, str) and name not in known:
+        if isinstance(name, str) and name not in position_of:
             raise ValueError(
-                f"{who}: nondiff: no argument is called {name!r}; {nearest(name, known)}"
+                f"{who}: nondiff: no argument is called {name!r}; {nearest(name, position_of)}"
             )
-        positions.add(known[name] if isinstance(name, str) else name)
+        positions.add(position_of[name] if isinstance(name, str) else name)
     return frozenset(positions)
 
 
@@ -328,9 +328,11 @@ class _Implicit:
         return (result, aux) if self.has_aux else result
 
     @assume_constant
-    def plan(self, identity: int, structure: Any, are_real: tuple[bool, ...]) -> str:
+    def node_key(
+        self, identity: int, structure: Any, are_real: tuple[bool, ...]
+    ) -> str:
         """Return the key of a node for arguments of a structure; dynamo guards the solver by its identity."""
-        return _graphs.planned(self, structure, are_real)
+        return _graphs.node_key_of(self, structure, are_real)
 
     def call_like_start(self, start: Any, args: tuple[Any, ...]) -> _CalledProblem:
         """Return a call whose solution has the structure of the start."""
@@ -460,7 +462,8 @@ class _CalledProblem(Problem):
         _tree.check_names(leaves, expected, f"{self.who}: {what}", "the solution")
         for name, like in expected.items():
             where = f"leaf {name!r}" if name else "its result"
-            if form(leaves[name]) != form(like):
+            if describe_kind(leaves[name]) != describe_kind(like):
                 raise ValueError(
-                    f"{self.who}: {what}: {where} is {form(leaves[name])}, needs {form(like)}, as in the solution"
+                    f"{self.who}: {what}: {where} is {describe_kind(leaves[name])}, needs {describe_kind(like)}, as in "
+                    "the solution"
                 )

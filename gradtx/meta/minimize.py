@@ -86,11 +86,13 @@ def minimize(
         # Dynamo has no values of a chain that the compiled function makes.
         if _torch.TRACES_OBJECTS and not (tx._is_traced or tx._origin):
             # Dynamo guards functions whose ids it takes, and only the code of others.
-            known = (tx, loss, until, solve, *linear.values())
-            ids = tuple(id(value) for value in known if callable(value) or value is tx)
+            arguments = (tx, loss, until, solve, *linear.values())
+            ids = tuple(
+                id(value) for value in arguments if callable(value) or value is tx
+            )
             node = _graphs.solution(
                 (start, *args),
-                lambda structure, are_real: _planned(
+                lambda structure, are_real: _node_key_of(
                     ids, tx, loss, *chosen, structure, are_real
                 ),
             )
@@ -144,7 +146,7 @@ def _solver(
 
 
 @_torch.assume_constant
-def _planned(
+def _node_key_of(
     ids: tuple[int, ...],
     tx: Any,
     loss: Any,
@@ -160,7 +162,7 @@ def _planned(
     implicit = _solver(tx, loss, steps, until, solve, nondiff, dict(options)).implicit
     # As long as the chain, whose program the graph may run.
     tx._set(_graph_nodes=(*tx._graph_nodes, implicit))
-    return _graphs.planned(implicit, structure, are_real)
+    return _graphs.node_key_of(implicit, structure, are_real)
 
 
 @_torch.not_traced

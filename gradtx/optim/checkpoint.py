@@ -43,8 +43,8 @@ DECOUPLED = (
 )
 
 
-def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
-    """Check that a mapping has the form of an optimizer's state dict, before any other code reads it.
+def check_structure(state_dict: Mapping[str, Any], names: list[str]) -> None:
+    """Check that a mapping has the structure of an optimizer's state dict, before any other code reads it.
 
     Args:
         state_dict: The mapping passed by the caller.
@@ -354,8 +354,8 @@ class Checkpoint:
         """Return the state of a parameter from its entry."""
         param, layout = member.param, initial.layout
         present = self._present.members.by_param[param]
-        known = present.layout.keys or {"step", *present.fresh}
-        wrapper_keys = self._present.of(param).keys() - known
+        own_keys = present.layout.keys or {"step", *present.fresh}
+        wrapper_keys = self._present.of(param).keys() - own_keys
         accepted = wrapper_keys | self._of_wrappers
         entry = self._entries[param]
         state = matched(member, entry, initial, self._strict, codes, accepted)

@@ -263,11 +263,11 @@ def class_of_user(alias: Any) -> type[AliasOptimizer]:
     global _classes_of_users
     name = alias.spec.name
     with _LOCK:
-        known = _classes_of_users.get(name)
-        if known is None or known._alias is not alias:
-            known = class_of(alias, alias.__module__)
-            _classes_of_users = {**_classes_of_users, name: known}
-    return known
+        user_class = _classes_of_users.get(name)
+        if user_class is None or user_class._alias is not alias:
+            user_class = class_of(alias, alias.__module__)
+            _classes_of_users = {**_classes_of_users, name: user_class}
+    return user_class
 
 
 class _Classes(Mapping[str, type[AliasOptimizer]]):

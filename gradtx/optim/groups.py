@@ -184,7 +184,7 @@ class GroupSettings:
         shown: What the group shows of each schedule that has not been overwritten.
         settled: The values of the last step, or those with which the group was created.
         codes: The label of the code of each slot that a parameter of the group has, or had before it became small.
-        structure: What determines links and slots: the place and the form of each value, with `ARGUMENT` for each
+        structure: What determines links and slots: the place and the template of each value, with `ARGUMENT` for each
             number, except those that are literally off. Another object after each change.
     """
 
@@ -337,9 +337,9 @@ class GroupSettings:
 
     def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive for leaves there."""
-        known, tx = self._chains.get(device, ({}, self.tx))
+        values_before, tx = self._chains.get(device, ({}, self.tx))
         # Tensors are compared by identity.
-        if is_same(tuple(known.values()), tuple(values.values())):
+        if is_same(tuple(values_before.values()), tuple(values.values())):
             return tx
         hyperparameters = self._hyperparameters_of(values, self.structure)
         tensors = [number_on(device, item) for item in hyperparameters.values]

@@ -36,7 +36,7 @@ from gradtx.optim.chain_checks import (
     warn_of_unread,
     warn_of_unread_rate,
 )
-from gradtx.optim.checkpoint import Checkpoint, check_form, require
+from gradtx.optim.checkpoint import Checkpoint, check_structure, require
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capturable
 from gradtx.optim.engine import Engine
@@ -337,11 +337,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: max_iter={max_iter!r} must be an int of at least 1, and needs a closure"
             )
         params = params_of(self.param_groups)
-        known = KnownClosure(closure, params)
+        memoized = KnownClosure(closure, params)
         losses = []
         for _ in range(max_iter):
             before = Weights(params)
-            losses.append(self._step(known, consume_gradients, dict(extras)))
+            losses.append(self._step(memoized, consume_gradients, dict(extras)))
             if before.are_present():
                 break
         return losses[0]
@@ -683,7 +683,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         core = self._up_to_date()
         by_param = core.members.by_param
         names = {param: by_param[param].name for param in params_of(self.param_groups)}
-        check_form(state_dict, list(names.values()))
+        check_structure(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
         entries = state_dict["state"]
         is_lost = entries and not any((*entries.values(), *self.state.values()))

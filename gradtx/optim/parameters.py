@@ -396,7 +396,11 @@ class Members:
                 if not alike:
                     if params:
                         labels = _by_selector(self._labels(by_param[params[0]]))
-                    alike = [known for known in self.groups if known.labels == labels]
+                    alike = [
+                        candidate
+                        for candidate in self.groups
+                        if candidate.labels == labels
+                    ]
                 settings = (
                     alike[0].of_copy(group)
                     if alike

@@ -1,4 +1,4 @@
-"""Ranks that share parameters, or the work on them, compare their plans; owners of leaves send their slots."""
+"""Ranks that share parameters, or the work on them, compare what they intend; owners of leaves send their slots."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ from gradtx.state.layout import Layout
 
 
 class Agreement:
-    """Compares the plan of a step with those of the other ranks.
+    """Compares the intent of a step with those of the other ranks.
 
-    Ranks with sharded parameters compare whenever their plan has changed. Ranks that have whole parameters and divide
+    Ranks with sharded parameters compare whenever their intent has changed. Ranks that have whole parameters and divide
     the work on them compare at every step, because a gradient may be missing on a single rank, and a rate may differ.
 
-    One message of 16 bytes for each mesh contains a digest. If digests differ, the ranks exchange the full plans, and
+    One message of 16 bytes for each mesh contains a digest. If digests differ, the ranks exchange the full intents, and
     every rank raises the same error. A rank that has already failed reports this in its messages.
 
     Attributes:
@@ -66,7 +66,7 @@ class Agreement:
     is_done = False
 
     def __init__(self) -> None:
-        self._agreed: Any = None  # the last plan that all ranks had
+        self._agreed: Any = None  # the last intent that all ranks had
         self._has_begun = False
         self._parts: list[Part] = []
         # The values of groups, of the digests below.
@@ -81,7 +81,7 @@ class Agreement:
         self._agreed = None
 
     def check(self, intent: Intent, members: Members) -> None:
-        """Compare this rank's plan for the step with the plans of the other ranks.
+        """Compare this rank's intent with the intents of the other ranks.
 
         Args:
             intent: What this rank is about to do.
@@ -91,14 +91,14 @@ class Agreement:
             RuntimeError: If another rank has other parameters, gradients, counts or hyperparameters.
         """
         self.is_done = True
-        is_known = intent.fingerprint == self._agreed
-        if is_known and members.replicas is None:
+        is_agreed = intent.fingerprint == self._agreed
+        if is_agreed and members.replicas is None:
             return
         # If the ranks differ, the next attempt compares again.
         self._agreed = None
-        if not is_known:
+        if not is_agreed:
             self._parts = _parts(intent, members, self._teams_of(members))
-        if not (is_known and are_identical(intent.values, self._values)):
+        if not (is_agreed and are_identical(intent.values, self._values)):
             self._digests = [digest_of(part.lines(intent)) for part in self._parts]
             self._values = [] if _may_change(intent.values) else intent.values
         teams = [part.team for part in self._parts]
@@ -129,9 +129,9 @@ class Agreement:
         return len(self._parts) > 1
 
     def report_failure(self, members: Members) -> None:
-        """Report to ranks that are about to compare plans that this rank does not step."""
-        # The other ranks do not compare a known plan, unless they have whole parameters.
-        is_silent = members.replicas is None and self._is_known(members)
+        """Report to ranks that are about to compare intents that this rank does not step."""
+        # The other ranks do not compare an agreed intent, unless they have whole parameters.
+        is_silent = members.replicas is None and self._is_agreed(members)
         if self.is_done or is_silent:
             return
         self.is_done = True
@@ -139,8 +139,8 @@ class Agreement:
         found = unequal(teams, [FAILURE_DIGEST] * len(teams))
         difference(teams, found, None, "step")
 
-    def _is_known(self, members: Members) -> bool:
-        """Whether the parameters and their gradients are those of the last plan, as far as a failed step shows it."""
+    def _is_agreed(self, members: Members) -> bool:
+        """Whether the parameters and their gradients are those of the last intent, as far as a failed step shows it."""
         if self._agreed is None:
             return False
         every, gradients, _ = self._agreed
@@ -287,12 +287,12 @@ def assign_owners(
             leaves_of_team[team_for(leaf.key.param, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}
-        known_owners: dict[str, int] = {}
+        assigned_owners: dict[str, int] = {}
         for member in members.values():
             if member.owner is not None and team_for(member.param, replicas) == team:
-                known_owners[member.name] = member.owner
+                assigned_owners[member.name] = member.owner
                 shapes[member.name] = member.param.shape
-        owners = assigned(shapes, team.size, known_owners)
+        owners = assigned(shapes, team.size, assigned_owners)
         for leaf in leaves_without_owner:
             leaf.key.owner = owners[leaf.name]
 

@@ -95,11 +95,11 @@ class Family(Generic[M]):
         """Return the step of leaves as a function of flat arguments."""
         return LeafFunction(self.signature, self.chain, self.scaling)
 
-    def programs(self, form_of: FormOf, known: dict[Any, Any]) -> ListPrograms:
+    def programs(self, form_of: FormOf, kept: dict[Any, Any]) -> ListPrograms:
         """Return the programs of the family; see `ListPrograms`."""
         record = self.function().record
         return ListPrograms(
-            record, form_of, self.on_host, self.key, known, self.ignores_sizes
+            record, form_of, self.on_host, self.key, kept, self.ignores_sizes
         )
 
     def recorded(self, tensors: list[Tensor]) -> list[RecordedPhase]:

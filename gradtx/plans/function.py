@@ -29,8 +29,8 @@ from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.plans.phases import (
     AwaitedSumError,
     LeafSum,
-    Names,
     RecordedPhase,
+    TotalNames,
     record_phases,
 )
 from gradtx.state.layout import Layout
@@ -216,11 +216,11 @@ class LeafFunction:
     make_chain: MakeChain
     scaling: Callable[[Run, Take], Any] | None = None
 
-    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
-        """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
+    def __call__(self, arguments: list[Tensor], total_names: TotalNames) -> PhaseResult:
+        """Run up to the first sum whose total is not an argument; `total_names` are those of the totals that are."""
         arguments_left = deque(arguments)
         run = RecordedRun(self.signature, arguments[-1].device)
-        leaf = self._leaf(run, arguments_left, known)
+        leaf = self._leaf(run, arguments_left, total_names)
         taken = self._memory_of(leaf)
         try:
             execute([leaf])
@@ -267,9 +267,9 @@ class LeafFunction:
         return {memory_of(tensor) for tensor in tensors if tensor is not None}
 
     def _leaf(
-        self, run: RecordedRun, arguments_left: deque[Tensor], known: Names
+        self, run: RecordedRun, arguments_left: deque[Tensor], total_names: TotalNames
     ) -> Leaf:
-        """Create the leaf from the arguments, with its program."""
+        """Create the leaf from the arguments, with its operations."""
         signature, take = self.signature, arguments_left.popleft
         step, count = take(), take()
         unscale = None
@@ -282,7 +282,7 @@ class LeafFunction:
         run.equal = {key: take() for key in signature.equal}
         scalars = {name: take() for name in signature.scalars}
         scalars.update(signature.absent)
-        for names in known:
+        for names in total_names:
             run.totals.append(
                 {name: take() for name in names if not isinstance(name, LeafSum)}
             )
@@ -297,7 +297,7 @@ class LeafFunction:
             leaf.extras[extra] = take().to(leaf.compute_dtype)
         if signature.positional:
             leaf.first_entry = take()
-        for names, totals in zip(known, run.totals, strict=True):
+        for names, totals in zip(total_names, run.totals, strict=True):
             of_leaf = [total.name for total in names if isinstance(total, LeafSum)]
             if of_leaf:
                 totals[leaf.name] = {name: take() for name in of_leaf}
@@ -321,8 +321,8 @@ class LeafFunction:
         for key, value in _slots_by_key(leaf):
             if key in self.signature.equal:
                 outputs[EqualSlot(key)] = value
-        for place, terms in late_sums:
-            outputs[place] = terms[leaf.name]
+        for key, terms in late_sums:
+            outputs[key] = terms[leaf.name]
         return outputs
 
     def _write(self, leaf: Leaf, taken: set[Any]) -> None:

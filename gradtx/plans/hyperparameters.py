@@ -42,14 +42,14 @@ class Hyperparameters:
     ):
         self.values: list[Any] = []
         self.places: list[Place] = []
-        forms = dict(before)
+        templates = dict(before)
         structure = []
         self._indices: dict[Any, range] = {}  # of the numbers of each place
         for entry in entries:
             first = len(self.values)
             value, argument = entry.value, entry.argument
-            form = forms.get(entry.place)
-            are_alike = len(items_of(form)) == len(items_of(value))
+            template = templates.get(entry.place)
+            are_alike = len(items_of(template)) == len(items_of(value))
 
             def take(item: Any, old: Any, entry: Any = entry) -> Any:
                 is_literal = literals and old != ARGUMENT
@@ -63,7 +63,7 @@ class Hyperparameters:
 
             # Rules receive named floats unchanged.
             if argument.kind != "named floats":
-                old = form if are_alike else each_item(lambda _: None, value)
+                old = template if are_alike else each_item(lambda _: None, value)
                 value = each_item(take, value, old)
             structure.append((entry.place, value))
             self._indices[entry.place] = range(first, len(self.values))
@@ -103,9 +103,9 @@ class ChainOf:
     def __call__(self, arguments: Iterable[Any]) -> Any:
         values = iter(arguments)
         replaced = {}
-        for place, form in self.structure:
+        for place, template in self.structure:
             replaced[place] = each_item(
-                lambda item: next(values) if item == ARGUMENT else item, form
+                lambda item: next(values) if item == ARGUMENT else item, template
             )
         return self.tx._replaced(replaced, checked=False)
 

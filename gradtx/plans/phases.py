@@ -27,17 +27,19 @@ class LeafSum(NamedTuple):
 
 
 # The names of the totals of each earlier phase.
-Names: TypeAlias = tuple[tuple[str | LeafSum, ...], ...]
+TotalNames: TypeAlias = tuple[tuple[str | LeafSum, ...], ...]
 
 
 class PhaseFunction(Protocol):
     """A program as a function of its arguments, which runs up to the first sum whose total is not among them."""
 
-    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult: ...
+    def __call__(
+        self, arguments: list[Tensor], total_names: TotalNames
+    ) -> PhaseResult: ...
 
 
 class AwaitedSumError(Exception):
-    """Raised when a phase reaches a sum whose total is not known yet."""
+    """Raised when a phase reaches a sum whose total is not among its arguments."""
 
     def __init__(self, operation: Operation, sums: dict[Any, Tensor]):
         super().__init__(operation.path)
@@ -147,17 +149,17 @@ def record_phases(
         leaves: The arguments of a leaf, of which only dtypes and shapes matter.
     """
     phases: list[RecordedPhase] = []
-    known: Names = ()
+    total_names: TotalNames = ()
     common, leaves = list(common), list(leaves)
     while True:
-        run = functools.partial(function, known=known)
+        run = functools.partial(function, total_names=total_names)
         of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
         device = leaves[0].device if leaves else META
         phase = RecordedPhase(record(run, common, of_leaf, device))
         phases.append(phase)
         if phase.operation is None:
             return phases
-        known = (*known, phase.names)
+        total_names = (*total_names, phase.names)
         totals = phase.recording.result.outputs
         for name, total in zip(phase.names, totals, strict=True):
             if isinstance(name, LeafSum):

@@ -1,7 +1,7 @@
 """Pure functions inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
 Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
-AOTAutograd sees. For many leaves it is one operator, `gradtx::run`, which runs the program of the chain; for few
+AOTAutograd sees. For many leaves it is one operator, `gradtx::run`, which runs the plan of the chain; for few
 leaves, derivatives and transforms it runs the rules themselves.
 """
 
@@ -59,16 +59,16 @@ def init(tx: Transformation, params: Any, counts: str) -> Any:
 def update(call: _pure.UpdateCall) -> Any:
     """Return new `(updates, state)`; None if dynamo must trace the rules."""
     tx, updates, state, params, extras = call
-    known = {}
+    scalar_extras = {}
     for name, value in extras.items():
         if isinstance(value, float) or _is_0d(value):
-            known[name] = as_scalar(name, value)
+            scalar_extras[name] = as_scalar(name, value)
     tensors: list[Tensor] = []
     structure = _structure_of((updates, state, params), tensors)
     if structure is None:
         return None
-    arguments = "update", structure, tuple(known), tuple(extras)
-    return _results(tx, arguments, tensors, list(known.values()))
+    arguments = "update", structure, tuple(scalar_extras), tuple(extras)
+    return _results(tx, arguments, tensors, list(scalar_extras.values()))
 
 
 def _is_0d(value: Any) -> bool:
@@ -85,8 +85,8 @@ def _results(
         return None
     key, order = origin._graph_node(id(origin), tuple(replaced), *arguments)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
-    known = [*origin._hyperparameters.tensors, *replaced.values()]
-    scalars = [known[i] for i in order]
+    hyperparameters = [*origin._hyperparameters.tensors, *replaced.values()]
+    scalars = [hyperparameters[i] for i in order]
     results = _run(key, scalars, tensors, extras)
     if not results:
         return None
@@ -166,15 +166,15 @@ class NodeArguments(NamedTuple):
     extras: list[Tensor]
 
 
-def _of_form(result: Tensor, form: TensorSpec) -> Tensor:
+def _laid_out(result: Tensor, spec: TensorSpec) -> Tensor:
     """Return a result, or a copy if its entries have another order in memory than rules gave them.
 
     Lists and kernels follow other operands than a rule does, where these have several orders. Compilers address the
     entries by the strides that the operator announced.
     """
-    if result.stride() == form.stride:
+    if result.stride() == spec.stride:
         return result
-    return form.empty().copy_(result)
+    return spec.empty().copy_(result)
 
 
 class GraphNode:
@@ -198,7 +198,7 @@ class GraphNode:
         self._tx = weakref.ref(tx)
         self._structure_of_arguments = structure
         # Those of the operator's results.
-        self._forms: list[TensorSpec] = []
+        self._specs: list[TensorSpec] = []
 
     def tried(self, arguments: NodeArguments) -> list[Tensor]:
         """Return the results of the first `run`; nothing if it fails."""
@@ -212,9 +212,9 @@ class GraphNode:
             self.structure = _flattened(trees, results)
         except Exception:  # what dynamo traces itself may read any tensor, or raises
             results = []
-        self._forms = list(map(TensorSpec.of, results))
+        self._specs = list(map(TensorSpec.of, results))
         # Inductor finds a graph of another process by the text of its calls.
-        digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
+        digest = hashlib.sha256(repr(self._specs).encode()).hexdigest()
         self.key = f"{self.key} {digest}"
         _NODES[self.key] = self
         self.suits = bool(results)
@@ -231,14 +231,14 @@ class GraphNode:
 
     @without_ambient
     def computed(self, arguments: NodeArguments) -> list[Tensor]:
-        """Return the results of the operator, in the forms that `like` announces."""
+        """Return the results of the operator, with the strides that `like` announces."""
         results: list[Tensor] = []
         _trees.structure_of(self._computed(arguments), results)
-        return list(map(_of_form, results, self._forms))
+        return list(map(_laid_out, results, self._specs))
 
     def like(self) -> list[Tensor]:
         """Return stand-ins for the results of the operator."""
-        return [form.empty() for form in self._forms]
+        return [spec.empty() for spec in self._specs]
 
     def _prepare(self, arguments: NodeArguments) -> None:
         """Prepare the first call."""
@@ -318,7 +318,7 @@ class UpdateNode(GraphNode):
     Args:
         tx: The transformation.
         structure: The structure of updates, state and parameters.
-        known: The names of extras that are scalars.
+        scalar_extras: The names of extras that are scalars.
         extras: The names of all extras; no rule reads the others.
     """
 
@@ -326,14 +326,14 @@ class UpdateNode(GraphNode):
         self,
         tx: Transformation,
         structure: Any,
-        known: tuple[str, ...],
+        scalar_extras: tuple[str, ...],
         extras: tuple[str, ...],
     ):
         super().__init__(tx, structure)
-        self._known = known
+        self._scalar_extras = scalar_extras
         self._unread = dict.fromkeys(extras, _unread)
         # What the operator runs; without one, what `update` finds at each call, if the counts of leaves differ.
-        self._program: _plans.TreePlan | None = None
+        self._plan: _plans.TreePlan | None = None
         self._has_lag = False
 
     def _prepare(self, arguments: NodeArguments) -> None:
@@ -341,12 +341,12 @@ class UpdateNode(GraphNode):
             return
         # A user's rule may raise any error.
         with _torch.without_modes(), contextlib.suppress(Exception):
-            self._record(
+            self._make_plan(
                 NodeArguments(*(list(map(_example, tensors)) for tensors in arguments))
             )
 
-    def _record(self, examples: NodeArguments) -> None:
-        """Record the program, unless rules are to run."""
+    def _make_plan(self, examples: NodeArguments) -> None:
+        """Make the plan, unless rules are to run."""
         call = self._call(examples)
         if len(_tree.tensors(call.updates)) < FEW_LEAVES:
             return
@@ -354,32 +354,36 @@ class UpdateNode(GraphNode):
         self._has_lag = run.leaf_steps is not None or run.has_lag(leaves)
         run.release()
         trees = self._trees(examples, on_host=True)
-        program = self._program_for(call, trees)
-        if program.accepts(trees.absent):
-            self._program = program
+        plan = self._plan_for(call, trees)
+        if plan.accepts(trees.absent):
+            self._plan = plan
 
-    def _program_for(
-        self, call: _pure.UpdateCall, trees: _trees.Trees
-    ) -> _plans.TreePlan:
-        """Return the program for calls like this one, which lack any updates."""
+    def _plan_for(self, call: _pure.UpdateCall, trees: _trees.Trees) -> _plans.TreePlan:
+        """Return the plan for calls like this one, which lack any updates."""
         tx = call.tx
-        numbers = _plans.hyperparameters_of(tx).structure
-        key = "node", trees.structure, self._known, tuple(self._unread), numbers
-        programs_by_key = _plans.programs_of(tx)
-        for program in programs_by_key.get(key, ()):
-            if program.fits(trees):
-                return program
+        of_chain = _plans.hyperparameters_of(tx).structure
+        key = (
+            "node",
+            trees.structure,
+            self._scalar_extras,
+            tuple(self._unread),
+            of_chain,
+        )
+        plans_by_key = _plans.plans_of(tx)
+        for plan in plans_by_key.get(key, ()):
+            if plan.fits(trees):
+                return plan
         trees = trees.with_likely_updates({})
         call = call._replace(updates=trees.updates())
         run, leaves = _pure.begin(call)
-        known = {name: call.extras[name] for name in self._known}
-        program = _plans.TreePlan(call, run, leaves, trees, known, function_of)
-        _plans.keep(program, key, programs_by_key)
-        return program
+        scalars = {name: call.extras[name] for name in self._scalar_extras}
+        plan = _plans.TreePlan(call, run, leaves, trees, scalars, function_of)
+        _plans.keep(plan, key, plans_by_key)
+        return plan
 
     def _first(self, arguments: NodeArguments) -> Any:
-        if self._program is not None:
-            return self._by_program(arguments, on_host=False)
+        if self._plan is not None:
+            return self._by_plan(arguments, on_host=False)
         call = self._whole_call(arguments)
         run, _ = _pure.begin(call)
         schedules = [
@@ -390,27 +394,27 @@ class UpdateNode(GraphNode):
         return _pure.update(call)
 
     def _needs_rules(self, arguments: NodeArguments) -> bool:
-        has_operator = self._program is not None or self._has_lag
+        has_operator = self._plan is not None or self._has_lag
         return not has_operator or _needs_rules(arguments)
 
     def _by_rules(self, arguments: NodeArguments) -> Any:
         return _pure.update(self._whole_call(arguments))
 
     def _computed(self, arguments: NodeArguments) -> Any:
-        if self._program is not None:
-            return self._by_program(arguments, on_host=True)
+        if self._plan is not None:
+            return self._by_plan(arguments, on_host=True)
         call = self._whole_call(arguments)
         return _plans.update(call) or _pure.update(call)
 
     @without_ambient
-    def _by_program(self, arguments: NodeArguments, on_host: bool) -> Any:
-        """Return the trees of the program; `on_host` is whether the host may read scalars."""
-        assert self._program is not None
+    def _by_plan(self, arguments: NodeArguments, on_host: bool) -> Any:
+        """Return the trees of the plan; `on_host` is whether the host may read scalars."""
+        assert self._plan is not None
         values = self._values(arguments)
         trees = self._trees(arguments, on_host)
-        values = self._program.resolved(values, trees.tensors, on_host)
+        values = self._plan.resolved(values, trees.tensors, on_host)
         call = self._call(arguments)
-        return self._program(call, trees, values, arguments.extras, on_host)
+        return self._plan(call, trees, values, arguments.extras, on_host)
 
     def _trees(self, arguments: NodeArguments, on_host: bool) -> _trees.Trees:
         """Return the trees of a call; counts are taken for equal if the host may not read them.
@@ -432,7 +436,7 @@ class UpdateNode(GraphNode):
         )
         extras = {
             **self._unread,
-            **dict(zip(self._known, arguments.extras, strict=True)),
+            **dict(zip(self._scalar_extras, arguments.extras, strict=True)),
         }
         return _pure.UpdateCall(self._chain(), updates, state, params, extras)
 
@@ -470,7 +474,7 @@ def _example(tensor: Tensor) -> Tensor:
     return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
 
 
-# Plans by their keys in graphs, which do not keep them alive.
+# Nodes by their keys in graphs, which do not keep them alive.
 _NODES: weakref.WeakValueDictionary[str, GraphNode] = weakref.WeakValueDictionary()
 
 
@@ -492,10 +496,10 @@ def node_for(
     """
     _allow()
     stand_ins = [torch.zeros((), dtype=torch.float64) for _ in places]
-    known = list(map(id, [*_plans.hyperparameters_of(tx).tensors, *stand_ins]))
+    identities = list(map(id, [*_plans.hyperparameters_of(tx).tensors, *stand_ins]))
     replaced = tx._replaced(dict(zip(places, stand_ins, strict=True)), True)
     order = [
-        known.index(id(tensor))
+        identities.index(id(tensor))
         for tensor in _plans.hyperparameters_of(replaced).tensors
     ]
     made = KINDS[kind](replaced, *arguments)

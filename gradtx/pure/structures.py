@@ -24,7 +24,7 @@ ON_HOST = frozenset(("cpu",))
 
 
 class UnsuitableError(Exception):
-    """Raised for a call that no program can run."""
+    """Raised for a call that no plan can run."""
 
 
 def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any:
@@ -138,9 +138,9 @@ class Trees(NamedTuple):
         """Return the trees of a call with these counts, whose tensors have these types.
 
         Raises:
-            UnsuitableError: If no program takes them.
+            UnsuitableError: If no plan takes them.
         """
-        # Without parameters, nothing tells the form of an absent leaf: which are absent is part of the structure.
+        # Without parameters, nothing tells the shape of an absent leaf: which are absent is part of the structure.
         or_none = types if params is None else types | {NoneType}
         tensors: list[Any] = []
         _, (of_updates,) = structure_of((updates,), tensors, or_none)

@@ -1,8 +1,8 @@
-"""Pure updates of plain tensors with the list back end, by programs that each transformation caches.
+"""Pure updates of plain tensors with the list back end, by plans that each transformation caches.
 
-A program is recorded from `gradtx.pure.tree_run.update` itself, for a tree with one leaf, and runs out of place.
-Plans are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller. Which
-leaves have a gradient, and how often each has stepped, are data of a call.
+The programs of a plan are recorded from `gradtx.pure.tree_run.update` itself, for a tree with one leaf, and run out of
+place. Plans are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
+Which leaves have a gradient, and how often each has stepped, are data of a call.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MOST_STRUCTURES, MOST_SHAPES, MOST_RECORDINGS = 64, 32, 512
 
 
 def update(call: UpdateCall) -> Any:
-    """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
+    """Return the result of `_pure.update`, computed by a plan; None if none can run this call."""
     if (
         runs_eagerly()
         or _torch.is_intercepted()
@@ -72,74 +72,79 @@ def update(call: UpdateCall) -> Any:
         trees = Trees.of(updates, state, params, counts_of(state))
     except UnsuitableError:
         return None
-    known: dict[str, Tensor] = {}
+    scalar_extras: dict[str, Tensor] = {}
     for name, value in extras.items():
         if _is_scalar(value):
-            known[name] = as_scalar(name, value)
+            scalar_extras[name] = as_scalar(name, value)
     hyperparameters = hyperparameters_of(tx)
-    key = trees.structure, tuple(known), tuple(extras), hyperparameters.structure
-    programs_by_key = programs_of(tx)
+    key = (
+        trees.structure,
+        tuple(scalar_extras),
+        tuple(extras),
+        hyperparameters.structure,
+    )
+    plans_by_key = plans_of(tx)
     try:
-        programs = programs_by_key.setdefault(key, [])
+        plans = plans_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
     tensors = trees.present() if trees.absent else trees.tensors
-    if programs is None or records_gradients(tensors, hyperparameters.tensors):
+    if plans is None or records_gradients(tensors, hyperparameters.tensors):
         return None
     # First: torch's comparison ends the process if it meets a sparse tensor.
     if not are_dense(tensors):
         return None
-    program = _program_for(trees, programs)
-    is_new = program is None
-    if program is None:
-        program = _recorded(call, trees, known, programs)
-    if program is None:
+    plan = _plan_for(trees, plans)
+    is_new = plan is None
+    if plan is None:
+        plan = _new_plan(call, trees, scalar_extras, plans)
+    if plan is None:
         result = _pure.update(call)  # raises an error if the call is invalid
-        programs_by_key[key] = None
+        plans_by_key[key] = None
         return result
     values = hyperparameters.values
     if hyperparameters.scheduled:
-        values = program.resolved(values, trees.tensors)
+        values = plan.resolved(values, trees.tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
-    if trees.absent != program.never and not program.accepts(trees.absent):
+    if trees.absent != plan.always_absent and not plan.accepts(trees.absent):
         if is_new:
-            keep(program, key, programs_by_key)
+            keep(plan, key, plans_by_key)
         return None
     try:
         if not is_new:
-            return program(call, trees, values, known.values())
-        result = _first_result(program, call, trees, values, known)
+            return plan(call, trees, values, scalar_extras.values())
+        result = _first_result(plan, call, trees, values, scalar_extras)
     except UnsuitableError:
-        programs_by_key[key] = None
+        plans_by_key[key] = None
         return None
-    keep(program, key, programs_by_key)
+    keep(plan, key, plans_by_key)
     return result
 
 
-def keep(program: TreePlan, key: Any, programs_by_key: dict[Any, Any]) -> None:
+def keep(plan: TreePlan, key: Any, plans_by_key: dict[Any, Any]) -> None:
     """Keep a plan, and drop the oldest plan of its key, or the oldest key, if there are too many."""
-    programs = programs_by_key.setdefault(key, [])
-    if programs is None:  # in another thread, there was no program
+    plans = plans_by_key.setdefault(key, [])
+    if plans is None:  # in another thread, there was none
         return
-    programs.append(program)
-    del programs[:-MOST_SHAPES]
-    if len(programs_by_key) > MOST_STRUCTURES:
-        oldest = next(iter(programs_by_key))
-        programs_by_key.pop(oldest, None)  # another thread may have dropped it
+    plans.append(plan)
+    del plans[:-MOST_SHAPES]
+    if len(plans_by_key) > MOST_STRUCTURES:
+        oldest = next(iter(plans_by_key))
+        plans_by_key.pop(oldest, None)  # another thread may have dropped it
 
 
 def _first_result(
-    program: TreePlan,
+    plan: TreePlan,
     call: UpdateCall,
     trees: Trees,
     values: list[Any],
-    known: dict[str, Tensor],
+    scalar_extras: dict[str, Tensor],
 ) -> Any:
-    """Return the result of a new program; if it fails, the definition tells what is invalid in the call."""
+    """Return the result of a new plan; if it fails, the definition tells what is invalid in the call."""
     failure: Exception | None = None
     try:
-        return program(call, trees, values, known.values())
+        return plan(call, trees, values, scalar_extras.values())
     except UnsuitableError:
         raise
     except Exception as error:
@@ -151,46 +156,46 @@ def _first_result(
         failure = None  # a cycle would keep tensors alive
 
 
-def _program_for(trees: Trees, programs: list[TreePlan]) -> TreePlan | None:
-    """Return the program for the trees of a call; None if there is none."""
-    for program in programs:
-        tensors = program.completed(trees) if trees.absent else trees.tensors
-        if program.have_same_layout(*tensors):
-            return program
-    return next((program for program in programs if program.fits(trees)), None)
+def _plan_for(trees: Trees, plans: list[TreePlan]) -> TreePlan | None:
+    """Return the plan for the trees of a call; None if there is none."""
+    for plan in plans:
+        tensors = plan.completed(trees) if trees.absent else trees.tensors
+        if plan.have_same_layout(*tensors):
+            return plan
+    return next((plan for plan in plans if plan.fits(trees)), None)
 
 
-def _recorded(
+def _new_plan(
     call: UpdateCall,
     trees: Trees,
-    known: dict[str, Tensor],
-    programs: list[TreePlan],
+    scalar_extras: dict[str, Tensor],
+    plans: list[TreePlan],
 ) -> TreePlan | None:
-    """Return a program for calls like this one; None if there is none, as for an invalid call.
+    """Return a plan for calls like this one; None if there is none, as for an invalid call.
 
     Recording runs the checks of the definition, on stand-ins. One needs the state: an entry that a list of slots lacks
     would only make it shorter.
 
     Args:
         call, trees: The call.
-        known: As in `TreePlan`.
-        programs: Earlier programs for trees of this structure.
+        scalar_extras: As in `TreePlan`.
+        plans: Earlier plans for trees of this structure.
     """
     try:
-        alike = (x for x in reversed(programs) if x.differs_in_updates(trees))
-        seen = next((program.seen for program in alike), {})
+        alike = (x for x in reversed(plans) if x.differs_in_updates(trees))
+        seen = next((plan.seen for plan in alike), {})
         with torch.no_grad():
             likely = trees.with_likely_updates(seen)
             whole = call._replace(updates=likely.updates())
             run, leaves = _pure.begin(whole)
-            program = TreePlan(whole, run, leaves, likely, known)
+            plan = TreePlan(whole, run, leaves, likely, scalar_extras)
             has_lists = _has_lists(NestedState(call.state, run.stages))
     except Exception:  # of a user's rule, it may be any
         return None
     if has_lists:
         _pure.update(call)
-    program.seen = {**seen, **program.specs_of_updates(trees.absent)}
-    return program
+    plan.seen = {**seen, **plan.specs_of_updates(trees.absent)}
+    return plan
 
 
 def _has_lists(state: NestedState) -> bool:
@@ -229,10 +234,10 @@ class FormOfPhase:
         return self.function_of(*arguments).form
 
 
-def programs_of(tx: Transformation) -> dict[Any, Any]:
-    """Return the programs of a transformation, which it shares with others that differ only in scalars.
+def plans_of(tx: Transformation) -> dict[Any, Any]:
+    """Return the plans of a transformation, which it shares with others that differ only in scalars.
 
-    Programs that hold functions or tensors of the user belong to one transformation, and are freed with it.
+    Plans that hold functions or tensors of the user belong to one transformation, and are freed with it.
     """
     if tx._program_cache is None:
         tx._set(_program_cache=_SHARED.of_chain(tx))
@@ -252,13 +257,13 @@ def hyperparameters_of(tx: Transformation) -> Hyperparameters:
     return tx._hyperparameters  # type: ignore[return-value]
 
 
-class Ticks(NamedTuple):
-    """Which counts the updates of a plan advance.
+class Increments(NamedTuple):
+    """Which counts the updates of a plan increment.
 
     Attributes:
         step: The index of the common count.
-        own: For each leaf with a count of its own that an update advances, the indices of the count and the update.
-        first: For each leaf, the index of the update that advances its first own count, if any; empty if leaves have
+        own: For each leaf with a count of its own that an update increments, the indices of the count and the update.
+        first: For each leaf, the index of the update that increments its first own count, if any; empty if leaves have
             counts of their own already.
         trained: The indices of the updates of all leaves that are not frozen.
         differ: Whether the counts of leaves differ even if all have gradients.
@@ -277,13 +282,13 @@ class Ticks(NamedTuple):
         leaves: dict[str, Leaf],
         updates: dict[str, int],
         state: dict[str, Any],
-    ) -> Ticks:
-        """Return the counts that a call advances, given the indices of updates and of the tensors of the state."""
+    ) -> Increments:
+        """Return the counts that a call increments, given the indices of updates and of the tensors of the state."""
         counts: dict[str, int] = state.get(LEAF_STEPS, {})
         first: dict[str, int | None] = {}
         for name in run.names:
-            has_tick = count_after(leaves.get(name), 0)
-            first[name] = updates[name] if has_tick else None
+            is_counted = count_after(leaves.get(name), 0)
+            first[name] = updates[name] if is_counted else None
         own: list[tuple[int, int]] = []
         for name, i in counts.items():
             update = first.get(name)
@@ -314,11 +319,11 @@ class TreePlan(Plan["TreeBundle"]):
         call: The call.
         run, leaves: The call, which has begun.
         trees: Its trees; updates that are absent now always are.
-        known: The extras that are arguments of the program; no rule may read the others.
+        scalar_extras: The extras that are arguments of the program; no rule may read the others.
         function_of: As in `ListBundle`.
 
     Attributes:
-        never: The indices of updates that are always absent.
+        always_absent: The indices of updates that are always absent.
         seen: What updates were in calls, by their indices.
 
     Raises:
@@ -333,12 +338,12 @@ class TreePlan(Plan["TreeBundle"]):
         run: TreeRun,
         leaves: dict[str, Leaf],
         trees: Trees,
-        known: dict[str, Tensor],
+        scalar_extras: dict[str, Tensor],
         function_of: FunctionOf = list_function_of,
     ):
         self._function_of = function_of
         self._recordings = _recordings_of(call.tx)
-        self._takes_none = _check_call(call, run, leaves, known)
+        self._takes_none = _check_call(call, run, leaves, scalar_extras)
         kind, (*of_results, of_params) = trees.structure
         self._new = kind, of_results
         indices = iter(range(len(trees.tensors)))
@@ -349,7 +354,7 @@ class TreePlan(Plan["TreeBundle"]):
         self._note_layouts(trees)
         self._count_of_updates = sum(i is not None for i in gradients.values())
         tensors = self._real(trees.tensors)
-        self._ticks = Ticks.of(run, leaves, gradients, state)
+        self._increments = Increments.of(run, leaves, gradients, state)
         old = NestedState(state, run.stages)
         self._shared: dict[StateKey, int] = {}
         for path in run.stages:
@@ -357,18 +362,21 @@ class TreePlan(Plan["TreeBundle"]):
                 self._shared[path, name] = old.tree((*path, name))
         hyperparameters = hyperparameters_of(call.tx)
         self._counts = self._counts_for(hyperparameters, run)
-        scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
+        scalars = [
+            *(tensors[i] for i in self._shared.values()),
+            *scalar_extras.values(),
+        ]
         on_host = not any(map(is_on_accelerator, scalars))
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
         chain = ChainOf(call.tx, hyperparameters.structure)
 
         def first(kind: LeafKind, row: TreeRow) -> Family[TreeRow]:
-            signature = self._signature(call, run, row, kind, tensors, known)
+            signature = self._signature(call, run, row, kind, tensors, scalar_extras)
             return Family(kind, signature, row.leaf.operations, chain, on_host)
 
-        places = {name: i for i, name in enumerate(state.get(LEAF_STEPS, ()))}
-        rows = self._rows(leaves, places, (params, old, gradients), tensors)
+        index_of_count = {name: i for i, name in enumerate(state.get(LEAF_STEPS, ()))}
+        rows = self._rows(leaves, index_of_count, (params, old, gradients), tensors)
         keyed = ((None, row.kind(run), row) for row in rows)
         self.bundles = planned(keyed, first, self._bundles_of)
         if not self.bundles:
@@ -379,7 +387,7 @@ class TreePlan(Plan["TreeBundle"]):
 
     def _note_layouts(self, trees: Trees) -> None:
         """Note the layouts of tensors."""
-        self.never = trees.absent
+        self.always_absent = trees.absent
         nothing = torch.empty(0)
         tensors = [nothing if x is None else x for x in trees.tensors]
         self.have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
@@ -390,7 +398,7 @@ class TreePlan(Plan["TreeBundle"]):
     def _rows(
         self,
         leaves: dict[str, Leaf],
-        places: dict[str, int],
+        index_of_count: dict[str, int],
         trees: tuple[Any, NestedState, Any],
         tensors: list[Tensor],
     ) -> list[TreeRow]:
@@ -398,14 +406,14 @@ class TreePlan(Plan["TreeBundle"]):
 
         Args:
             leaves: The leaves.
-            places: Those of leaves among the leaves with counts of their own.
+            index_of_count: The index of each leaf's own count; empty if leaves have none.
             trees, tensors: As in `TreeRow.of`.
         """
         rows: list[TreeRow] = []
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
-            row = TreeRow.of(leaf, places.get(name), *trees, tensors)
+            row = TreeRow.of(leaf, index_of_count.get(name), *trees, tensors)
             # Whether recording is worth an attempt.
             if any(op.refusal(leaf, skips_work=True) for op in leaf.operations):
                 self._leave_alone(row)
@@ -419,7 +427,7 @@ class TreePlan(Plan["TreeBundle"]):
 
     def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
         """Return the bundles of a family; leaves that cannot be recorded stay alone."""
-        shared = [self._shared[place] for place in family.signature.shared]
+        shared = [self._shared[key] for key in family.signature.shared]
         programs = family.programs(FormOfPhase(self._function_of), self._recordings)
         arguments = [(row, row.tensors) for row in family.members]
         bundles: list[TreeBundle] = []
@@ -440,7 +448,7 @@ class TreePlan(Plan["TreeBundle"]):
         row: TreeRow,
         kind: LeafKind,
         tensors: list[Tensor],
-        known: dict[str, Tensor],
+        scalar_extras: dict[str, Tensor],
     ) -> Signature:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
         leaf = row.leaf
@@ -449,7 +457,7 @@ class TreePlan(Plan["TreeBundle"]):
             for operation in leaf.operations
             for represented in operation.represents
         }
-        shared = [place for place in self._shared if place[0] in passed]
+        shared = [key for key in self._shared if key[0] in passed]
         codes = {
             path: store.codecs_of(run.slots(path, leaf), leaf)
             for path, store in run.stores.items()
@@ -459,9 +467,9 @@ class TreePlan(Plan["TreeBundle"]):
             kind,
             layout=Layout.keyed_by_path(row.slots, shared, codes),
             hyperparameters=len(self._counts),
-            shared={place: tensors[self._shared[place]].dtype for place in shared},
-            scalars={name: value.dtype for name, value in known.items()},
-            absent={name: UNREAD for name in call.extras if name not in known},
+            shared={key: tensors[self._shared[key]].dtype for key in shared},
+            scalars={name: value.dtype for name, value in scalar_extras.items()},
+            absent={name: UNREAD for name in call.extras if name not in scalar_extras},
             writes=False,
         )
 
@@ -479,7 +487,7 @@ class TreePlan(Plan["TreeBundle"]):
             path = run.clock_path(place)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise UnsuitableError
-            counts.append(self._shared[path, "step"] if path else self._ticks.step)
+            counts.append(self._shared[path, "step"] if path else self._increments.step)
         return counts
 
     def resolved(
@@ -490,8 +498,8 @@ class TreePlan(Plan["TreeBundle"]):
         for value, i in zip(values, self._counts, strict=True):
             if isinstance(value, Schedule):
                 count = tensors[i]
-                is_known = on_host and not is_on_accelerator(count)
-                value = value.at(int(count)) if is_known else resolve(value, count)
+                is_on_host = on_host and not is_on_accelerator(count)
+                value = value.at(int(count)) if is_on_host else resolve(value, count)
             scalars.append(value)
         return scalars
 
@@ -500,12 +508,12 @@ class TreePlan(Plan["TreeBundle"]):
         names: set[Any] = set()
         for bundle in bundles:
             names.update(bundle.operations[-1].names)
-        of_clocks = (place for place in self._shared if place[0] in self._clocks)
+        of_clocks = (key for key in self._shared if key[0] in self._clocks)
         has_late_sums = any(isinstance(name, LateTerm) for name in names)
         return bool(self._alone) or has_late_sums or not names.issuperset(of_clocks)
 
     def fits(self, trees: Trees) -> bool:
-        """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
+        """Whether tensors have the dtypes, devices, shapes and strides that the plan was created for."""
         tensors = self.completed(trees)
         # The quick check rejects a tensor that occurs twice.
         return (
@@ -514,7 +522,7 @@ class TreePlan(Plan["TreeBundle"]):
         )
 
     def differs_in_updates(self, trees: Trees) -> bool:
-        """Whether tensors but for updates are what the program was created for."""
+        """Whether tensors but for updates are what the plan was created for."""
         tensors = trees.tensors[self._count_of_updates :]
         specs = self._specs[self._count_of_updates :]
         return list(map(TensorSpec.of, tensors)) == specs
@@ -529,15 +537,15 @@ class TreePlan(Plan["TreeBundle"]):
 
     def specs_of_updates(self, absent: Set[int]) -> dict[int, TensorSpec]:
         """Return what updates are, but for absent ones."""
-        return {i: self._specs[i] for i in self._ticks.trained - absent}
+        return {i: self._specs[i] for i in self._increments.trained - absent}
 
     def accepts(self, absent: Set[int]) -> bool:
-        """Whether programs compute the update of a call that lacks these updates."""
-        if absent == self.never:
+        """Whether the plan computes the update of a call that lacks these updates."""
+        if absent == self.always_absent:
             return True
-        if self._takes_none or not self.never <= absent:
+        if self._takes_none or not self.always_absent <= absent:
             return False
-        return not self._ticks.trained <= absent  # or else it is no update
+        return not self._increments.trained <= absent  # or else it is no update
 
     def _real(self, tensors: list[Any]) -> list[Any]:
         """Return the tensors as rules see them, with real views of complex ones."""
@@ -558,9 +566,9 @@ class TreePlan(Plan["TreeBundle"]):
         """
         tensors = self._real(trees.tensors) if self._complex else trees.tensors
         results: list[Any] = [None] * len(tensors)
-        step = self._ticks.step
+        step = self._increments.step
         results[step] = tensors[step] + 1
-        for i, update in self._ticks.own:
+        for i, update in self._increments.own:
             if update not in trees.absent:
                 results[i] = tensors[i] + 1
         taking_part = self._taking_part(trees, tensors, results)
@@ -631,9 +639,13 @@ class TreePlan(Plan["TreeBundle"]):
             if results[i] is None and i not in trees.absent:
                 results[i] = old[i].clone()
         updates, state = tree_of(self._new, iter(results))
-        ticks = self._ticks
-        if ticks.first and (ticks.differ or trees.absent & ticks.trained):
-            state[LEAF_STEPS] = ticks.first_counts(trees.absent, old[ticks.step])
+        increments = self._increments
+        if increments.first and (
+            increments.differ or trees.absent & increments.trained
+        ):
+            state[LEAF_STEPS] = increments.first_counts(
+                trees.absent, old[increments.step]
+            )
         return updates, state
 
     def _write_alone(
@@ -660,7 +672,10 @@ class TreePlan(Plan["TreeBundle"]):
 
 
 def _check_call(
-    call: UpdateCall, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
+    call: UpdateCall,
+    run: TreeRun,
+    leaves: dict[str, Leaf],
+    scalar_extras: Collection[str],
 ) -> bool:
     """Check that programs may run a call; return whether a rule takes leaves without a gradient.
 
@@ -668,7 +683,7 @@ def _check_call(
         UnsuitableError: If they may not, for example because a rule checks extras.
     """
     traits = run.route.traits()
-    if any(name in run.leaf_extras for name in known):
+    if any(name in run.leaf_extras for name in scalar_extras):
         raise UnsuitableError
     if run.opaque or (call.extras and any(link.checks_extras for link in traits)):
         raise UnsuitableError

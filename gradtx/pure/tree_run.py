@@ -368,7 +368,7 @@ def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> 
     for name, needed in _tree.named(expected).items():
         value = present.get(name, needed)
         if isinstance(value, Tensor) and isinstance(needed, Tensor):
-            needs, has = _form(needed), _form(value)
+            needs, has = _summary(needed), _summary(value)
             fault = None if needs == has else f"is {has}, needs {needs}"
         else:
             is_same = type(value) is type(needed)
@@ -377,7 +377,7 @@ def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> 
             raise ValueError(f"state at {name!r} {fault}; {OWN_STATE}") from error
 
 
-def _form(tensor: Tensor) -> tuple[Any, ...]:
+def _summary(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), kind_of(tensor.dtype), tensor.device.type
 
 
@@ -515,7 +515,7 @@ def is_update(leaves: Iterable[Leaf]) -> bool:
 def begin(
     call: UpdateCall, only: Container[str] | None = None
 ) -> tuple[TreeRun, dict[str, Leaf]]:
-    """Check a call of `update`; return its run, and the leaves that take part in it, with their programs.
+    """Check a call of `update`; return its run, and the leaves that take part in it, with their operations.
 
     `only` are the names of the leaves to return if the caller processes the others itself.
     """

@@ -115,7 +115,7 @@ class MadeSchedule(Schedule):
         """Return the same call with other numbers."""
         return MadeSchedule(self._factory, {**self._arguments, **scalars})
 
-    def form(self) -> tuple[Any, dict[str, Any]]:
+    def structure(self) -> tuple[Any, dict[str, Any]]:
         """Return what schedules that differ in numbers only have in common."""
         return self._factory, {**self._arguments, **dict.fromkeys(self.scalars())}
 

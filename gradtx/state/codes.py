@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.inputs import accepts
-from gradtx.base.messages import describe, form, nearest
+from gradtx.base.messages import describe, describe_kind, nearest
 from gradtx.base.torch_names import same_bits
 from gradtx.state import factors
 
@@ -324,7 +324,8 @@ class Codec:
             values = values.reshape(shape)
         if values.shape != shape or values.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"Codec {self.name!r}: decode must return float32 values of shape {tuple(shape)}, got {form(values)}"
+                f"Codec {self.name!r}: decode must return float32 values of shape {tuple(shape)}, got "
+                f"{describe_kind(values)}"
             )
         return values
 

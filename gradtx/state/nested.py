@@ -77,7 +77,7 @@ class NestedState:
         self,
         names: Collection[str],
         opaque: Collection[Path],
-        known: Callable[[Path, str], bool],
+        has_shared_value: Callable[[Path, str], bool],
         may_be_complex: Collection[str],
     ) -> None:
         """Raise an error unless this is a state of the chain for these leaves."""
@@ -90,7 +90,7 @@ class NestedState:
                 continue
             for name, value in self.scalars(path).items():
                 check_plain((*path, name), value)
-                if (*path, name) not in opaque and not known(path, name):
+                if (*path, name) not in opaque and not has_shared_value(path, name):
                     raise foreign((*path, name))
             for slot, values in self.slots(path):
                 _check_slot((*path, slot), values, names, may_be_complex)

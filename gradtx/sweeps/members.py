@@ -95,8 +95,8 @@ class Trainer:
         ]
         if compiled:
             leaves = [(name, leaf.shape, leaf.dtype) for name, leaf in first.items()]
-            form = len(members), randomness, tuple(leaves), run.device
-            self._step_all = compiled_step(group, loss_fn, form, randomness)
+            guards = len(members), randomness, tuple(leaves), run.device
+            self._step_all = compiled_step(group, loss_fn, guards, randomness)
         else:
             self._step_all = step_of(group, randomness)
 
@@ -200,23 +200,23 @@ def step_of(group: Group, randomness: str) -> Callable[..., Any]:
     return step
 
 
-# Compiled steps, of the last forms. A function of the loss that is freed has no entry that anything equals.
+# Compiled steps, of the last groups and guards. A function of the loss that is freed has no entry that anything equals.
 MOST_STEPS = 32
 _COMPILED: dict[Any, Callable[..., Any]] = {}
 
 
 def compiled_step(
-    group: Group, loss_fn: Callable[..., Any], form: Any, randomness: str
+    group: Group, loss_fn: Callable[..., Any], guards: Any, randomness: str
 ) -> Callable[..., Any]:
-    """Return the compiled step of a group, the same for sweeps of one form.
+    """Return the compiled step of a group, the same for sweeps with the same guards.
 
     Args:
         group, loss_fn, randomness: The arguments of the step.
-        form: What compiled code depends on besides: other forms get functions of their own, because dynamo compiles a
-            function for a few forms only.
+        guards: What compiled code depends on besides. Each gets its own function, because dynamo compiles a function
+            for a few of them only.
     """
     try:
-        key = weakref.ref(loss_fn), group.form(), form
+        key = weakref.ref(loss_fn), group.structure(), guards
         compiled = _COMPILED.pop(key, None)
     except (
         TypeError

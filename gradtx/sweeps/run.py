@@ -213,8 +213,8 @@ def _summaries(params: Any) -> list[str]:
     summaries: list[str] = []
     for leaf, tensor in _tree.named(params).items():
         entries = tensor.to(exact_dtype(tensor)).sum()
-        form = f"{tuple(tensor.shape)} {tensor.dtype}"
-        summaries.append(f"{leaf}: {form}, sum {entries:.17g}")
+        kind = f"{tuple(tensor.shape)} {tensor.dtype}"
+        summaries.append(f"{leaf}: {kind}, sum {entries:.17g}")
     return summaries
 
 

@@ -112,15 +112,15 @@ class Group:
         """Return the numbers of one setting."""
         return _scalars(self.settings[index][name])
 
-    def form(self) -> Any:
+    def structure(self) -> Any:
         """Return what groups have in common whose transformations differ in these numbers only."""
-        forms: dict[str, Any] = {}
+        structures: dict[str, Any] = {}
         for name, value in next(iter(self.settings.values())).items():
             is_varying = name in self.varying
-            forms[name] = _form(value) if is_varying else ("value", value)
+            structures[name] = _structure(value) if is_varying else ("value", value)
         fixed = {name: ("value", value) for name, value in self.make.keywords.items()}
-        func = _function_form(self.make.func)
-        return _frozen([func, self.make.args, fixed, forms, self.varying])
+        func = _identity_of(self.make.func)
+        return _frozen([func, self.make.args, fixed, structures, self.varying])
 
     def with_scalars(
         self, values: Mapping[str, Sequence[Any]]
@@ -139,11 +139,11 @@ def groups_of(
     varying = [name for name in settings[0] if _may_vary(make, settings, name)]
     pairs = []
     for index, setting in enumerate(settings):
-        form = [
-            _form(value) if name in varying else ("value", type(value), value)
+        structure = [
+            _structure(value) if name in varying else ("value", type(value), value)
             for name, value in setting.items()
         ]
-        pairs.append((form, index))
+        pairs.append((structure, index))
     groups = []
     for _, indices in by_key(pairs):
         of_group = {index: settings[index] for index in indices}
@@ -160,8 +160,8 @@ def by_key(pairs: Iterable[tuple[Any, T]]) -> list[tuple[Any, list[T]]]:
     """Return the items of each key; keys are compared, because settings may have no hash."""
     groups: list[tuple[Any, list[T]]] = []
     for key, item in pairs:
-        for known, items in groups:
-            if known == key:
+        for key_of_group, items in groups:
+            if key_of_group == key:
                 items.append(item)
                 break
         else:
@@ -221,7 +221,7 @@ def _is_fixed(value: Any) -> bool:
     return isinstance(value, FIXED)
 
 
-def _function_form(function: Any) -> Any:
+def _identity_of(function: Any) -> Any:
     """Return what a function has in common with others that do the same, such as those of a `lambda` in a loop.
 
     It is the function itself if others find it again by its name, or if it reads what may change.
@@ -243,8 +243,8 @@ def _function_form(function: Any) -> Any:
     return code, read, *defaults
 
 
-def _form(value: Any) -> Any:
+def _structure(value: Any) -> Any:
     """Return what the values of a group have in common besides numbers."""
     if isinstance(value, MadeSchedule):
-        return value.form()
+        return value.structure()
     return ("tuple", len(value)) if isinstance(value, tuple) else "number"

@@ -188,13 +188,13 @@ def decay_of_norms_and_biases(evidence: Evidence) -> Iterator[Finding]:
 
 def eps_that_decides(evidence: Evidence) -> Iterator[Finding]:
     """Entries whose update eps more than halves, because it exceeds the root of their second moment."""
-    known: list[
+    visited: list[
         Link
     ] = []  # a combinator has a row where it begins and one where it ends
     for path, link in evidence.links.items():
-        if "eps" not in link.arguments or link.bounds or link in known:
+        if "eps" not in link.arguments or link.bounds or link in visited:
             continue
-        known.append(link)
+        visited.append(link)
         eps, name = link.value_of("eps"), called(path, link)
         figure = evidence.median(path, "decided")
         text = (

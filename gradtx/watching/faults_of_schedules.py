@@ -178,11 +178,13 @@ def memories_longer_than_the_run(evidence: Evidence) -> Iterator[Finding]:
 
 def betas_in_the_wrong_order(evidence: Evidence) -> Iterator[Finding]:
     """Two averages of which the first is far longer than the second, though the rule has it the other way."""
-    known: list[Link] = []  # a rule that waits for other leaves has a row on both sides
+    visited: list[
+        Link
+    ] = []  # a rule that waits for other leaves has a row on both sides
     for path, link in evidence.links.items():
-        if link in known:
+        if link in visited:
             continue
-        known.append(link)
+        visited.append(link)
         pair, usual = link.pair_of("betas"), link.pair_of("betas", of_default=True)
         if pair is None or usual is None or usual[0] > usual[1]:
             continue

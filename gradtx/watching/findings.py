@@ -251,8 +251,8 @@ class Evidence:
                 if row is not None:
                     factor *= row["change"]
             factors.append(factor)
-        known = list(filter(math.isfinite, factors))  # NaN where a link received 0
-        return sum(known) / len(known) if known else math.nan
+        finite = list(filter(math.isfinite, factors))  # NaN where a link received 0
+        return sum(finite) / len(finite) if finite else math.nan
 
     def group_of(self, leaf: str) -> int | None:
         """Return the index of a leaf's parameter group."""
@@ -280,7 +280,7 @@ class Evidence:
     @functools.cached_property
     def losses(self) -> list[float]:
         """The finite losses of the measured steps, in their order."""
-        losses = [sample.known_loss() for sample in self.samples]
+        losses = [sample.loss_or_nan() for sample in self.samples]
         return list(filter(math.isfinite, losses))
 
 

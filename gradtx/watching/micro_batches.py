@@ -42,8 +42,10 @@ class Cycle:
                 inverse, _ = step.scaling.on(gradient.device)
                 gradient = gradient * inverse
             square = LeafSums(member.param).square(gradient)
-            known = self.squares.get(member.name)
-            self.squares[member.name] = square if known is None else known + square
+            sum_before = self.squares.get(member.name)
+            self.squares[member.name] = (
+                square if sum_before is None else sum_before + square
+            )
 
     def note(
         self, rows: Mapping[tuple[str, str], Row], links: Mapping[str, Link]

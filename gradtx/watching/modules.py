@@ -29,11 +29,11 @@ def modules_with(
         params: The parameters.
         modules: The modules; None for all in memory.
     """
-    known = set(map(id, params))
+    ids = set(map(id, params))
     return [
         module
         for module in (all_modules() if modules is None else modules)
-        if any(id(param) in known for param in module.parameters())
+        if any(id(param) in ids for param in module.parameters())
     ]
 
 

@@ -99,8 +99,8 @@ class LinkObserver:
             if param is not None:
                 row |= self._movement(leaf, update, param)
             self.rows[leaf.name, STEP] = row
-        for known in (self._sums, self._common, self._gradients, self._stages):
-            known.pop(leaf.name, None)
+        for values_by_leaf in (self._sums, self._common, self._gradients, self._stages):
+            values_by_leaf.pop(leaf.name, None)
 
     def _is_measured(self, leaf: Leaf) -> bool:
         """Whether a leaf has an update; a leaf without gradient may get one from a combinator."""

@@ -155,12 +155,12 @@ def _spans_decades(lines: Sequence[Sequence[float]]) -> bool:
 
 
 def _draw_loss(axes: Any, steps: list[int], samples: Sequence[Sample]) -> None:
-    losses = [sample.known_loss() for sample in samples]
-    known = [loss for loss in losses if math.isfinite(loss)]
-    if known:
+    losses = [sample.loss_or_nan() for sample in samples]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if finite:
         axes.plot(steps, losses, color="C3", marker="o" if len(steps) == 1 else None)
         # Losses of one sign and several orders of magnitude
-        is_wide = min(known) > 0 and max(known) > 10 * min(known)
+        is_wide = min(finite) > 0 and max(finite) > 10 * min(finite)
         axes.set_yscale("log" if is_wide else "linear")
         axes.set_title("loss")
         return

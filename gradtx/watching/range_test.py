@@ -117,14 +117,14 @@ class RangeTest:
                 axes.axvline(
                     rate, color=color, linestyle="--", label=f"{name}: {rate:.2g}"
                 )
-        known = [loss for loss in self.smoothed if math.isfinite(loss)]
-        span = known[0] - min(known) or 1.0
-        lowest = min(loss for loss in (*known, *self.losses) if math.isfinite(loss))
+        finite = [loss for loss in self.smoothed if math.isfinite(loss)]
+        span = finite[0] - min(finite) or 1.0
+        lowest = min(loss for loss in (*finite, *self.losses) if math.isfinite(loss))
         axes.set(
             xscale="log",
             xlabel="rate",
             # Where it diverges, the loss leaves the plot.
-            ylim=(lowest - 0.1 * span, known[0] + 0.3 * span),
+            ylim=(lowest - 0.1 * span, finite[0] + 0.3 * span),
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -120,7 +120,7 @@ class Sample:
         pairs = zip(leaves, squares.tolist(), strict=True)
         return {leaf for leaf, square in pairs if square != 0}
 
-    def known_loss(self) -> float:
+    def loss_or_nan(self) -> float:
         """Return the loss as a number; NaN if it is not known."""
         if isinstance(self.loss, Tensor):
             self.loss = self.loss.item()

@@ -196,7 +196,7 @@ class Seen:
     @property
     def losses(self) -> list[float]:
         """The loss of each measured step; NaN where it is not known."""
-        return [sample.known_loss() for sample in self.samples]
+        return [sample.loss_or_nan() for sample in self.samples]
 
     def __repr__(self) -> str:
         if not self.samples:
@@ -411,8 +411,8 @@ class Seen:
         if not self.samples:
             return {}
         last, words = self.samples[-1], {}
-        if not math.isnan(last.known_loss()):
-            words["loss"] = f"{last.known_loss():.3g}"
+        if not math.isnan(last.loss_or_nan()):
+            words["loss"] = f"{last.loss_or_nan():.3g}"
         step = last.of_links.get(STEP)
         if step is not None:
             words["grad"] = f"{step['norm_before']:.2g}"
@@ -434,7 +434,7 @@ def check_writer(who: str, writer: Any) -> None:
 
 def _logged_values(sample: Sample) -> dict[str, float]:
     """Return the values of a step by their names in a log, without those that were not measured."""
-    values = {"watch/loss": sample.known_loss()}
+    values = {"watch/loss": sample.loss_or_nan()}
     for name, number in sample.groups.items():
         values[f"watch/group/{name}"] = number
     for kind, rows in (("link", sample.of_links), ("leaf", sample.of_leaves)):

@@ -39,9 +39,9 @@ class Snapshot:
             if identity not in trained and _is_plain(param):
                 self._weights.append(_Kept(param, on_host=True))
         self._gradients = [_KeptGradient(param) for param in (every | trained).values()]
-        known = set(map(id, models))
+        ids_of_models = set(map(id, models))
         self._modules = [
-            _ModuleSnapshot(module, id(module) in known) for module in modules
+            _ModuleSnapshot(module, id(module) in ids_of_models) for module in modules
         ]
         self._streams = RandomStreams()
 

@@ -672,7 +672,7 @@ def test_a_program_of_pure_use_keeps_no_tensor_alive(tx):
     params = {"a.w": torch.ones(3), "b.w": torch.ones(4)}
     state = tx.init(params)
     updates, state = tx.update(params, state, params)
-    assert any(_list_trees.programs_of(tx).values())
+    assert any(_list_trees.plans_of(tx).values())
     kept = [weakref.ref(tensor) for tensor in (*params.values(), *updates.values())]
     del params, updates, state
     gc.collect()
@@ -739,7 +739,7 @@ def test_the_gradient_of_a_rules_own_tensor_reaches_the_leaves_that_have_program
         updates, _ = tx.update(params, tx.init(params))
         (slope,) = torch.autograd.grad(updates["b"].sum(), factor)
         torch.testing.assert_close(slope, torch.tensor(-4.0 * 2 * 9 / 52**1.5))
-    assert not any(_list_trees.programs_of(tx).values())  # later calls do not try again
+    assert not any(_list_trees.plans_of(tx).values())  # later calls do not try again
 
 
 DELAYED = {
@@ -789,7 +789,7 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
     state = tx.init(params)
     first, _ = tx.update(params, state, params)
     second, _ = other.update(params, state, params)
-    assert _list_trees.programs_of(tx) is _list_trees.programs_of(other)
+    assert _list_trees.plans_of(tx) is _list_trees.plans_of(other)
     torch.testing.assert_close(second["w"], 5 * first["w"])
 
 
@@ -831,7 +831,7 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     expected = tx.update(params, state, params)
     for _ in range(2):
         assert_equal(tx.update(params, state, params, **extras), expected)
-    with_extras, without = _list_trees.programs_of(tx).values()
+    with_extras, without = _list_trees.plans_of(tx).values()
     texts = []
     for programs in (with_extras, without):
         texts.append([[each.text for each in leaves.operations] for leaves in programs[0].bundles])
@@ -861,8 +861,8 @@ def test_leaves_of_all_shapes_share_a_program_in_pure_use(make, most, forget_pro
             one_by_one, expected = tx.update(grads, expected, params)
         for name, update in updates.items():
             torch.testing.assert_close(update, one_by_one[name], rtol=1e-12, atol=1e-14)
-    ((program,),) = _list_trees.programs_of(tx).values()
-    assert len(program.bundles) <= most
+    ((plan,),) = _list_trees.plans_of(tx).values()
+    assert len(plan.bundles) <= most
 
 
 def test_an_extra_that_no_link_reads_is_checked_by_the_first_call_with_it():

@@ -167,9 +167,9 @@ def test_sweeps_of_other_forms_compile_their_own(change, compiled):
 
 def test_groups_of_equal_numbers_of_other_types_have_other_forms():
     partials = [functools.partial(gradtx.sgd, dampening=value) for value in (0, 0.0, False, 0.5)]
-    forms = {Group(make, {0: {"lr": 0.1}}, ()).form() for make in partials}
-    assert len(forms) == len(partials)
-    varying = [Group(partials[0], {0: {"lr": rate}}, ("lr",)).form() for rate in RATES]
+    structures = {Group(make, {0: {"lr": 0.1}}, ()).structure() for make in partials}
+    assert len(structures) == len(partials)
+    varying = [Group(partials[0], {0: {"lr": rate}}, ("lr",)).structure() for rate in RATES]
     assert len(set(varying)) == 1
 
 
@@ -193,18 +193,18 @@ RATE, BETAS = 0.5, (0.9, 0.99)
 
 
 def test_functions_that_a_loop_makes_have_one_form_if_they_read_equal_values():
-    """Those that are found by name, or read what may change, are forms of their own."""
+    """Those that are found by name, or read what may change, are structures of their own."""
     config = {"momentum": 0.9}
 
-    def forms(*makes):
-        return len({Group(functools.partial(make), {0: {}}, ()).form() for make in makes})
+    def structures(*makes):
+        return len({Group(functools.partial(make), {0: {}}, ()).structure() for make in makes})
 
     decays = (0.1, 0.1, 0.2)
-    assert forms(*(lambda: gradtx.chain(gradtx.clip_by_global_norm(RATE), gradtx.sgd(RATE)) for _ in decays)) == 1
-    assert forms(*(lambda decay=decay: gradtx.adamw(RATE, BETAS, weight_decay=decay) for decay in decays)) == 2
-    assert forms(*(lambda rate=rate: gradtx.sgd(rate) for rate in (1, 1.0, True))) == 3
-    assert forms(*(lambda: gradtx.sgd(**config) for _ in decays)) == len(decays)
-    assert forms(lambda: gradtx.sgd(RATE), lambda: gradtx.lion(RATE), gradtx.sgd, gradtx.sgd) == 3
+    assert structures(*(lambda: gradtx.chain(gradtx.clip_by_global_norm(RATE), gradtx.sgd(RATE)) for _ in decays)) == 1
+    assert structures(*(lambda decay=decay: gradtx.adamw(RATE, BETAS, weight_decay=decay) for decay in decays)) == 2
+    assert structures(*(lambda rate=rate: gradtx.sgd(rate) for rate in (1, 1.0, True))) == 3
+    assert structures(*(lambda: gradtx.sgd(**config) for _ in decays)) == len(decays)
+    assert structures(lambda: gradtx.sgd(RATE), lambda: gradtx.lion(RATE), gradtx.sgd, gradtx.sgd) == 3
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base.other_libraries import OPTIONS, OTHER_FORMS
+from gradtx.base.other_libraries import HINTS_OF_OPTIONS, OPTIONS
 from gradtx.optim import ChainOptimizer, classes
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.engine import Engine
@@ -535,7 +535,7 @@ def test_every_class_named_as_in_torch_has_torchs_arguments():
     for name in set(gradtx.optim.__all__) & set(vars(torch.optim)):
         theirs = inspect.signature(getattr(torch.optim, name)).parameters
         ours = inspect.signature(getattr(gradtx.optim, name)).parameters
-        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *OTHER_FORMS, *OPTIONS}
+        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *HINTS_OF_OPTIONS, *OPTIONS}
         assert set(theirs) - set(ours) <= elsewhere, name
 
 
