@@ -503,7 +503,7 @@ class Step:
     def apply(self) -> None:
         """Compute the step and write its results."""
         core = self.core
-        if core.traits.estimates:
+        if core.traits.prepares:
             self._estimate()
         bundles, eager = self._planned()
         if core.watch is not None:
@@ -534,7 +534,7 @@ class Step:
         """Return a copy of this step with a run of its own, so that its leaves can run without any effect."""
         rehearsal = copy(self)
         rehearsal._run = rehearsal._routes = rehearsal._clocks = None
-        if self.core.traits.estimates:
+        if self.core.traits.prepares:
             rehearsal.run.estimates = self.run.estimates
         streams = RandomStreams()  # clocks of users may draw
         rehearsal._expanded()
@@ -692,7 +692,7 @@ class Step:
                 elif not self.members:
                     engine.note_idle_step()
         eager = rest if self.all_have_gradients else self._alone(bundles, rest)
-        if traits.agrees and len(self.groups) > 1:
+        if traits.agree and len(self.groups) > 1:
             self._check_agreement()
         if eager:
             self._expanded()  # an error must precede what bundles write
@@ -720,7 +720,7 @@ class Step:
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         routes = self._expanded().values()
-        return any(link.exchanges for route in routes for link in route.traits())
+        return any(route.traits().exchanges for route in routes)
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished.
