@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import torch
 
@@ -136,19 +136,14 @@ class Traits:
         """Whether it sums over leaves, for this step or for the next one."""
         return self.waits or self.sums_late
 
-    @classmethod
-    def combined(cls, links: Iterable[Traits], **more: Any) -> Self:
-        """Return the traits of a chain.
-
-        Args:
-            links: The traits of its operations.
-            **more: What a subclass knows besides.
-        """
+    @staticmethod
+    def combined(links: Iterable[Traits]) -> Traits:
+        """Return the traits of a chain of operations with these traits."""
         links = list(links)
         values: dict[str, Any] = {}
         for name, of_chain in OF_CHAIN.items():
             values[name] = of_chain([getattr(link, name) for link in links])
-        return cls(**values, **more)
+        return Traits(**values)
 
 
 # The traits that a chain has, and how it combines those of its operations.

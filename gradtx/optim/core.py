@@ -126,21 +126,23 @@ class Core:
     def traits(self) -> ChainTraits:
         """The traits of the chain."""
         route = self.members.expanded.route
-        links = [operation.traits for operation in route.walk()]
+        of_links = self.members.traits
         kinds, requirements = self.members.tx._requirements()
         needs = {need for _, _, need in requirements}
-        return ChainTraits.combined(
-            links,
+        return ChainTraits(
+            **vars(of_links),
             clocks=route.clock_paths(),
-            owners_keep_slots=any(link.at_owner and link.keeps_slots for link in links),
+            owners_keep_slots=any(
+                operation.traits.at_owner and operation.traits.keeps_slots
+                for operation in route.walk()
+            ),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),
             calls_again=any(
                 need in ("grad_fn", "value_fn") and link != "estimate_gradient"
                 for _, link, need in requirements
             ),
-            needs_host_counts="hessian_diag" in needs
-            or not self.members.traits.compiles,
+            needs_host_counts="hessian_diag" in needs or not of_links.compiles,
         )
 
     def counts_on_host(self) -> bool:

@@ -128,16 +128,6 @@ class Members:
         return self.expanded.route.traits()
 
     @functools.cached_property
-    def restarts(self) -> bool:
-        """Whether an inner clock may restart."""
-        return self.traits.restarts_inner
-
-    @functools.cached_property
-    def compares_rates(self) -> bool:
-        """Whether a link compares later learning rates with that of construction."""
-        return self.traits.compares_rates
-
-    @functools.cached_property
     def independent_names(self) -> set[str]:
         """The names of hyperparameters that may differ between groups in any case, whatever their link is called."""
         agreeing = {name.partition("[")[0] for name in self.traits.agree}

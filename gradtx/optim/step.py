@@ -433,7 +433,9 @@ class Step:
         """
         traits, known = self.core.traits, self.core.members
         route_of = self._route
-        if not (self.scaling is not None or traits.exchanges or known.restarts):
+        if not (
+            self.scaling is not None or traits.exchanges or known.traits.restarts_inner
+        ):
 
             def route_of(member: Member) -> Route:
                 return known.outline(self.groups[member.group])
@@ -828,7 +830,9 @@ class Step:
         path = self.core.members.clock_path(place)
         if path is None:
             return self.count
-        if self.core.members.restarts:  # the count may restart in this step
+        if (
+            self.core.members.traits.restarts_inner
+        ):  # the count may restart in this step
             self._expanded()
             step = self.run.inner_counts[path]
         else:
