@@ -15,7 +15,13 @@ from torch.fx import Node
 from gradtx.base.plain import is_usual
 from gradtx.base.torch_names import is_captured
 from gradtx.compiler import cpp
-from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels, columns_of, language_of
+from gradtx.compiler.kernels import (
+    AS_RECORDED,
+    Inputs,
+    PhaseKernels,
+    columns_of,
+    language_of,
+)
 from gradtx.compiler.tables import ChunkLayout, Rows, Table
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans.bundle import list_function_of
@@ -72,7 +78,7 @@ class KernelFunction:
         rows: Rows | None,
         columns: Sequence[list[Tensor]],
     ) -> list[Any]:
-        """Return the results of kernels; scalars and rows are as in `PhaseKernels.run`."""
+        """Return the results of kernels; scalars and rows are as in `Inputs`."""
         gradients = columns[-1]
         # New slots, the last results, are like the columns before the gradients.
         like = [gradients, *columns[-self._columns : -1]]
@@ -86,8 +92,8 @@ class KernelFunction:
         ]
         shapes = tuple(gradient.shape for gradient in gradients)
         table, layout = self._table(shapes, addresses, gradients[0].device)
-        by_leaf = self._kernels.run(scalars, table, layout, rows)
-        results = self._kernels.results(scalars, by_leaf, rows)
+        inputs = Inputs(self._kernels, scalars, table, layout, rows)
+        results = self._kernels.results(inputs, self._kernels.run(inputs))
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
             if isinstance(value, Node):
                 results[i] = new_columns[i]
