@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.graph import is_scalar
+from gradtx.compiler.graph import following, is_scalar
 from gradtx.compiler.lower import Program, mark_on_device
 from gradtx.compiler.text import Text, function_text, tuple_of
 
@@ -37,7 +37,9 @@ class ScalarProgram:
         scalars = [node for node in program.nodes if is_scalar(node)]
         calls = [node for node in scalars if node.op == "call_function"]
         code = {node: text.scalar(node) for node in calls}
+        self._graph = program.graph
         self._arguments = program.arguments
+        self._functions_of_sets: dict[frozenset[int], Any] = {}
         self._lines: dict[Node, list[str]] = {}
         for node in [*program.arguments, *calls]:
             lines = self._lines[node] = code.get(node, [])
@@ -66,30 +68,52 @@ class ScalarProgram:
             shared: The names of the values that they share.
             by_set: Those of other values, some of them twice.
         """
-        names = [x.name if x in varying else "_" for x in self._arguments]
         columns = ", ".join(f"of_{name}" for name in by_set)
         once = dict.fromkeys(by_set)
-        appended = (f"of_{name}.append({name})" for name in once)
-        common = [node for node in self._lines if node not in varying]
-        own = [node for node in self._lines if node in varying]
-        body = [*self._lines_of(own), *appended]
+        appended = [f"of_{name}.append({name})" for name in once]
         return function_text(
             "prepare_sets(sets)",
             [
-                *self._head("sets[0]"),
-                *self._lines_of(common),
                 *(f"of_{name} = []" for name in once),
-                f"for {tuple_of(names)} in sets:",
-                *(f"    {line}" for line in body or ["pass"]),
+                *self._lines_by_set(varying, appended),
                 f"return {tuple_of(shared)}, [{columns}]",
             ],
         )
+
+    def _lines_by_set(
+        self, varying: Collection[Node], ending: list[str]
+    ) -> Iterator[str]:
+        """Yield lines that compute what sets share, then what they may not, followed by others for each set."""
+        names = [x.name if x in varying else "_" for x in self._arguments]
+        common = [node for node in self._lines if node not in varying]
+        own = [node for node in self._lines if node in varying]
+        yield from self._head("sets[0]")
+        yield from self._lines_of(common)
+        yield f"for {tuple_of(names)} in sets:"
+        for line in [*self._lines_of(own), *ending] or ["pass"]:
+            yield f"    {line}"
 
     @functools.cached_property
     def function(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
         """The function alone, for back ends that write no Python."""
         exec(compile(self.text, "<gradtx scalars>", "exec"), self._namespace)
         return self._namespace["prepare"]
+
+    def function_of_sets(
+        self, varying: frozenset[int]
+    ) -> Callable[[Sequence[Sequence[Any]]], list[tuple[Any, ...]]]:
+        """Return the function of several sets, whose results are those of `function` for each of them.
+
+        What follows from no argument with these indices is computed once.
+        """
+        if varying not in self._functions_of_sets:
+            own = following(self._graph, [self._arguments[i] for i in varying])
+            lines = self._lines_by_set(own, [f"append({tuple_of(self.names)})"])
+            head = ["values = []", "append = values.append"]
+            text = function_text("prepare_sets(sets)", [*head, *lines, "return values"])
+            exec(compile(text, "<gradtx scalars>", "exec"), self._namespace)
+            self._functions_of_sets[varying] = self._namespace["prepare_sets"]
+        return self._functions_of_sets[varying]
 
 
 class Scalars:

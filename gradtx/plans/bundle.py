@@ -292,7 +292,7 @@ class ListBundle(Task):
         )
         sets = [scalars]
         if len(self._sets) > 1:
-            on_device = self._add_scalars_of_others(phase, sets, on_device)
+            sets, on_device = self.sets_for(phase)
         key = phase, on_device, SHARED_BY_ROWS
         function = self._functions.get(key)
         if function is None:
@@ -313,24 +313,25 @@ class ListBundle(Task):
             return self.end(phase, results)
         return self.terms(phase, results)
 
-    def _add_scalars_of_others(
-        self, phase: RecordedPhase, sets: list[list[Any]], on_device: frozenset[int]
-    ) -> frozenset[int]:
-        """Add the scalars of all sets but the first, and return the indices of those that are tensors in any set.
+    def sets_for(self, phase: RecordedPhase) -> tuple[list[Any], frozenset[int]]:
+        """Return the scalars of each set as `scalars_for` does, with the indices of those that are tensors in any set.
 
         These then are in all: one group may have a number where another has a tensor.
         """
-        options = phase.common, self.device, self._on_host
-        are_tensors = [on_device]
-        for others in self._sets[1:]:
-            scalars, known = scalars_for(others, *options)
+        sets: list[Any] = []
+        are_tensors: list[frozenset[int]] = []
+        for own in self._sets:
+            scalars, on_device = scalars_for(
+                own, phase.common, self.device, self._on_host
+            )
             sets.append(scalars)
-            are_tensors.append(known)
-        of_any = on_device.union(*are_tensors)
-        for scalars, known in zip(sets, are_tensors, strict=True):
-            for i in of_any - known:
-                scalars[i] = _as_0d(scalars[i], phase.common[i], self.device)
-        return of_any
+            are_tensors.append(on_device)
+        of_any = frozenset[int]().union(*are_tensors)
+        if of_any:
+            for scalars, on_device in zip(sets, are_tensors, strict=True):
+                for i in of_any - on_device:
+                    scalars[i] = _as_0d(scalars[i], phase.common[i], self.device)
+        return sets, of_any
 
     def _process_rows(
         self,

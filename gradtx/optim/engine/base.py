@@ -335,22 +335,24 @@ class Engine(ABC):
 
     def _begin(self, plan: StepPlan, step: Step) -> None:
         """Pass each bundle its arguments for a step, and note the tasks: a bundle without gradients has none."""
-        # The scalars of rows that differ in no number, for all bundles of a family.
-        known: dict[Any, list[Any]] = {}
+        # Those that all rows of a group take, for all bundles of a family.
+        of_group: dict[Any, tuple[list[Any], list[Any]]] = {}
         run = step.run if plan.needs_run else None
         taking_part: list[Any] = []
-        is_alone = len(plan.bundles) == 1
         for bundle in plan.bundles:
-            numbers, set_of_row = bundle.sets_of_rows(step.all_have_gradients)
+            rows, set_of_row = bundle.sets_of_rows(step.all_have_gradients)
             sets: list[list[Any]] = []
-            for row, of_row in numbers.items():
-                if is_alone:
-                    sets.append(_scalars_of(bundle, row, step))
-                    continue
-                key = id(bundle.signature), bundle.members[row].group, of_row
-                if key not in known:
-                    known[key] = _scalars_of(bundle, row, step)
-                sets.append(list(known[key]))  # sums of later phases are added
+            for member in map(bundle.members.__getitem__, rows):
+                key = id(bundle.signature), member.group
+                if key not in of_group:
+                    of_group[key] = _scalars_of_group(bundle.signature, member, step)
+                before, after = of_group[key]
+                count: Any = member.count
+                made = count.made if isinstance(count, DeviceCount) else count
+                # Now: a bundle writes equal slots at its end.
+                slots = map(member.state.__getitem__, bundle.signature.equal)
+                equal = map(Tensor.item, slots)
+                sets.append([made + 1, *before, *equal, *after])
             if not sets:
                 continue
             bundle.begin(run, sets, step.on_host, set_of_row)
@@ -371,29 +373,31 @@ class Engine(ABC):
             self.reasons.update({member.name: reason for member in members})
 
 
-def _scalars_of(bundle: Any, row: int, step: Step) -> list[Any]:
-    """Return the scalars of a row of a bundle, in the order of `Signature`."""
-    signature: Signature = bundle.signature
-    member: Member = bundle.members[row]
-    count = member.count
-    scalars = [
-        count.made + 1 if isinstance(count, DeviceCount) else count + 1,
-        step.count,
-    ]
+def _scalars_of_group(
+    signature: Signature, member: Member, step: Step
+) -> tuple[list[Any], list[Any]]:
+    """Return the scalars that all rows of a group take, before and after equal slots, in the order of `Signature`.
+
+    The count of a row comes before them.
+
+    Args:
+        signature: The arguments of the program.
+        member: A row.
+        step: The step.
+    """
+    before: list[Any] = [step.count]
     if step.scaling is not None:
-        scalars.extend(step.scaling.on(local(member.param).device))
-    scalars.extend(step.hyperparameters[member.group])
+        before.extend(step.scaling.on(local(member.param).device))
+    before.extend(step.hyperparameters[member.group])
     for path, name in signature.shared:
-        scalars.append(step.run.scalars(path)[name])
-    # Now: a bundle writes them at its end.
-    for key in signature.equal:
-        scalars.append(member.state[key].item())
+        before.append(step.run.scalars(path)[name])
+    after: list[Any] = []
     for name in signature.scalars:
         value: Any = step.scalars[name]
         if step.on_host and isinstance(value, Tensor) and value.device.type == "cpu":
             value = value.item()
-        scalars.append(value)
-    return scalars
+        after.append(value)
+    return before, after
 
 
 def _sums_over_shards(operation: Operation) -> bool:

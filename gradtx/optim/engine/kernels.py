@@ -204,10 +204,9 @@ class KernelBundle(MemberBundle):
 
     def _inputs_by_row(self, phase: RecordedPhase, set_of_row: list[int]) -> Inputs:
         kernels = self.kernels_by_row[self.at]
-        sets: list[Sequence[Any]] = []
-        for scalars in self._sets:
-            pair = scalars_for(scalars, phase.common, self.device, self._on_host)
-            sets.append(kernels.scalars.given(pair[1]).function(pair[0]))
+        sets, on_device = self.sets_for(phase)
+        scalars = kernels.scalars.given(on_device)
+        sets = scalars.function_of_sets(self.varying)(sets)
         table, copies = self._located()
         rows = self._rows_of_step
         if rows is None:

@@ -124,12 +124,10 @@ class MemberBundle(ListBundle):
         signature = self.signature
         return bool(signature.shared or signature.by_leaf) or super().needs_run()
 
-    def sets_of_rows(
-        self, have_gradients: bool
-    ) -> tuple[dict[int, Any], list[int] | None]:
-        """Return what the scalars of a step depend on, by the first row of each set, and the set of each row.
+    def sets_of_rows(self, have_gradients: bool) -> tuple[list[int], list[int] | None]:
+        """Return the first row of each set of scalars, and the set of each row, as for `begin`.
 
-        The latter is as for `begin`. Without any gradient, there are no sets.
+        Without any gradient, there are no sets.
 
         Args:
             have_gradients: Whether all parameters have gradients.
@@ -139,19 +137,19 @@ class MemberBundle(ListBundle):
         )
         if have_gradients and keys.count(keys[0]) == len(keys):
             self.stepping = self.members
-            return {0: keys[0]}, None
+            return [0], None
         gradients = map(GRADIENT, self.members)
         are_present = list(map(operator.is_not, gradients, itertools.repeat(None)))
         self.stepping = list(itertools.compress(self.members, are_present))
-        rows = list(itertools.compress(range(len(keys)), are_present))
-        rows.reverse()
-        last_wins = zip(map(keys.__getitem__, rows), rows, strict=True)
-        first = dict(last_wins)  # the first row of each set
-        sets = dict(zip(first, itertools.count(), strict=False))
         set_of_row = [ABSENT] * len(keys)
-        for row in rows:
-            set_of_row[row] = sets[keys[row]]
-        return {row: key for key, row in first.items()}, set_of_row
+        sets: dict[Any, int] = {}
+        first_rows: list[int] = []
+        for row in itertools.compress(range(len(keys)), are_present):
+            index = sets.setdefault(keys[row], len(sets))
+            if index == len(first_rows):
+                first_rows.append(row)
+            set_of_row[row] = index
+        return first_rows, set_of_row
 
     def _keys_of_sets(self) -> list[Any]:
         """Return what the scalars of each row depend on: its count; where they differ, group and equal slots, too."""

@@ -27,6 +27,40 @@ GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
 Fingerprint: TypeAlias = tuple[Any, Any]
 
 
+class PlannedRow:
+    """A row as it was planned.
+
+    Args:
+        gradient: A tensor like its gradient.
+        param: Its parameter.
+        state: Its state.
+        keys: The slots in it that programs write.
+    """
+
+    def __init__(
+        self, gradient: Tensor, param: Tensor, state: dict[str, Any], keys: list[str]
+    ):
+        self._state = state
+        self._slots = [(key, state[key]) for key in keys]
+        self._tensors = [param, *map(state.__getitem__, keys)]
+        self._guard = MemoryGuard(self._tensors)
+        tensors = [gradient, *self._guard.memory]
+        self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
+
+    def is_there(self, gradient: Tensor) -> bool:
+        """Whether the gradient has the planned layout, and the other tensors have this and their memory, too."""
+        state = self._state
+        for key, slot in self._slots:
+            if state[key] is not slot:
+                return False
+        memory = self._guard.memory_of(self._tensors)
+        return (
+            memory is not None
+            and self._have_same_layout(gradient, *memory)
+            and list(map(Tensor.data_ptr, memory)) == self._guard.addresses
+        )
+
+
 class StepPlan(Plan[Any]):
     """The bundles of an optimizer's steps, and the parameters that step eagerly.
 
@@ -82,6 +116,8 @@ class StepPlan(Plan[Any]):
         self.needs_run = any(bundle.needs_run() for bundle in bundles)
         self._tensors = self._present_tensors()
         self._guard = MemoryGuard(self._tensors)
+        # To compare single rows, from the first step on in which some have no gradient.
+        self._rows: list[PlannedRow] = []
         # Of gradients and all other tensors together.
         self._are_planned: Callable[..., bool] = _torch.layout_check(
             [*gradients, *self._guard.memory]
@@ -102,6 +138,9 @@ class StepPlan(Plan[Any]):
             map(operator.is_not, map(STATE, members), self._states)
         ):
             return False
+        # A shortcut: rows without a gradient are compared when they have one again.
+        if self._rows and not step.all_have_gradients and self._present_rows_match():
+            return True
         present = self._present_tensors()
         if not all(map(operator.is_, present, self._tensors)):
             return False
@@ -109,7 +148,28 @@ class StepPlan(Plan[Any]):
         if memory is None or not self._have_same_layout(step, memory):
             return False
         has_moved = list(map(Tensor.data_ptr, memory)) != self._guard.addresses
-        return not has_moved or self._moves_to(memory)
+        if has_moved and not self._moves_to(memory):
+            return False
+        if not (self._rows or step.all_have_gradients):
+            self._rows = self._planned_rows()  # now: all are where they were planned
+        return True
+
+    def _present_rows_match(self) -> bool:
+        """Whether the rows with gradients are as planned: tensors, layouts and memory."""
+        gradients = map(GRAD, self._params)
+        for row, gradient in zip(self._rows, gradients, strict=True):
+            if gradient is not None and not row.is_there(gradient):
+                return False
+        self.gradients_are_as_planned = True
+        return True
+
+    def _planned_rows(self) -> list[PlannedRow]:
+        like = self._with_stand_ins([None] * len(self._params))
+        keys: dict[int, list[str]] = {}
+        for state, key in zip(self._slot_states, self._slot_keys, strict=True):
+            keys.setdefault(id(state), []).append(key)
+        rows = zip(like, self._params, self._states, strict=True)
+        return [PlannedRow(*row, keys.get(id(row[2]), [])) for row in rows]
 
     def _have_same_layout(self, step: Step, memory: list[Tensor]) -> bool:
         """Whether memory and present gradients have the planned dtypes, sizes and strides."""
@@ -152,7 +212,7 @@ class StepPlan(Plan[Any]):
         for bundle in self.bundles:
             bundle.locate()
         self._guard.follow(memory)
-        self._stand_ins = []  # they have the old memory
+        self._stand_ins, self._rows = [], []  # they have the old memory
         return True
 
 

@@ -151,3 +151,50 @@ def test_a_rule_that_takes_none_writes_where_programs_find_it(compile, work):
         with gradtx.eagerly():
             step(line_by_line, reference, present)
         torch.testing.assert_close(params, reference, rtol=1e-5, atol=1e-7)
+
+
+def moved(optimizer, param):
+    param.data = param.data.clone()
+
+
+def replaced(optimizer, param):
+    state = optimizer.state[param]
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = state[key].clone()
+
+
+def relocated(optimizer, param):
+    for slot in optimizer.state[param].values():
+        slot.data = slot.data.clone()
+
+
+def laid_out_otherwise(optimizer, param):
+    param.data = param.data.t().contiguous().t() if param.ndim == 2 else param.data
+
+
+def counted(optimizer, param):
+    optimizer.state[param]["step"].data.fill_(40.0)
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "edit",
+    [moved, replaced, relocated, laid_out_otherwise, counted],
+    ids=["moved", "replaced", "relocated", "laid out otherwise", "counted"],
+)
+def test_a_leaf_that_changes_while_it_is_absent_steps_as_it_is_when_it_is_back(edit, compile):
+    params, rng = parameters(), random.Random(0)
+    expected = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    optimizers = [
+        (gradtx.optim.AdamW(params, compile=compile), params),
+        (torch.optim.AdamW(expected, foreach=False), expected),
+    ]
+    everything = set(range(len(SHAPES)))
+    for t in range(24):
+        present = some(rng) if t % 6 else everything
+        absent = rng.sample(sorted(everything - present), k=len(everything - present) // 2)
+        for optimizer, of_optimizer in optimizers:
+            step(optimizer, of_optimizer, present)
+            for i in absent:
+                edit(optimizer, of_optimizer[i])
+        torch.testing.assert_close(params, expected, rtol=1e-5, atol=1e-7)
