@@ -345,25 +345,40 @@ class Spec:
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
         option = functools.partial(self.option, arguments=arguments)
-        needs = self.needs_of(arguments)
         shared = {}
         for name, value in option("shared").items():
             shared[name] = _with_arguments(value, arguments)
         sums = option("summed").items()
         summed = {name: function for name, function in sums if name in shared}
+        dims = option("dims")
+        return Rule(
+            self.name,
+            functions.update,
+            self._traits(functions, arguments, sums_late=bool(summed)),
+            functions.init,
+            functions.evaluate,
+            shared,
+            dims=(dims, dims) if isinstance(dims, int) else dims,
+            seed=arguments["seed"] if option("random") else None,
+            slots=functions.slots,
+            summed=summed,
+            check=_with_arguments(self._options["check"], arguments),
+            factory=self,
+            arguments=arguments,
+        )
+
+    def _traits(
+        self, functions: Functions, arguments: Bound, sums_late: bool
+    ) -> Traits:
+        """Return the traits of the rule, which follow from its options."""
+        option = functools.partial(self.option, arguments=arguments)
         compiles = option("compiles")
         capturable = option("capturable")
         if capturable is None:
             capturable = compiles is not False
-        dims = option("dims")
-        whole = option("whole")
-        owner_reads: tuple[str, ...] = ()
-        if isinstance(whole, tuple):
-            whole, owner_reads = True, whole
-        elif whole is True and "params" in needs:
-            owner_reads = ("param",)
-        reads_hessian = "hessian_diag" in needs
-        traits = Traits(
+        whole, owner_reads = self._whole(arguments)
+        reads_hessian = "hessian_diag" in self.needs_of(arguments)
+        return Traits(
             elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
             refusal=self._refusal(arguments, compiles, capturable),
@@ -376,7 +391,7 @@ class Spec:
             random=option("random"),
             checks_extras=self._options["check"] is not None,
             waits=whole != "sums" and inspect.isgeneratorfunction(functions.update),
-            sums_late=bool(summed),
+            sums_late=sums_late,
             of_leaf=whole == "sums",
             hessian_period=arguments.get("update_period", 1) if reads_hessian else 0,
             at_owner=whole is True,
@@ -386,21 +401,14 @@ class Spec:
             wire=option("wire"),
             makes_gradient=option("makes_gradient"),
         )
-        return Rule(
-            self.name,
-            functions.update,
-            traits,
-            functions.init,
-            functions.evaluate,
-            shared,
-            dims=(dims, dims) if isinstance(dims, int) else dims,
-            seed=arguments["seed"] if option("random") else None,
-            slots=functions.slots,
-            summed=summed,
-            check=_with_arguments(self._options["check"], arguments),
-            factory=self,
-            arguments=arguments,
-        )
+
+    def _whole(self, arguments: Bound) -> tuple[bool | str, tuple[str, ...]]:
+        """Return the option `whole` without the tensors that it names, and the tensors that an owner reads."""
+        whole = self.option("whole", arguments)
+        if isinstance(whole, tuple):
+            return True, cast("tuple[str, ...]", whole)
+        reads_param = whole is True and "params" in self.needs_of(arguments)
+        return whole, ("param",) if reads_param else ()
 
     def _refusal(self, arguments: Bound, compiles: Any, capturable: Any) -> str:
         """Return why programs may not run the rule, in words; empty if they may."""

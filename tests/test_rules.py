@@ -7,6 +7,7 @@ import torch
 
 import gradtx
 from gradtx import Scalar, chain, per_tensor
+from gradtx.execution.traits import Traits
 from tests.conformance import assert_same, noise, tensors
 from tests.rules import VECTORS, count_init, made, ones, run
 
@@ -246,3 +247,17 @@ class OfNoModule:
 def test_a_rule_may_be_any_callable(rule):
     updates, _ = run(made(rule), 1)
     assert all(torch.equal(u, torch.full_like(u, 2.0)) for u in updates.values())
+
+
+def test_a_chain_has_the_traits_that_its_operations_declare():
+    entries = Traits(agree={"eps": 1e-8})
+    draws = Traits(elementwise=False, random=True, refusal="draws", agree={"seed": 0}, wire=torch.bfloat16)
+    waits = Traits(capturable=False, refusal="waits", hessian_period=10)
+    chain = Traits.combined([entries, draws, waits])
+    assert (chain.elementwise, chain.capturable, chain.takes_complex) == (False, False, True)
+    assert (chain.random, chain.takes_none, chain.compiles) == (True, False, False)
+    assert chain.refusal == "draws"
+    assert chain.agree == {"eps": 1e-8, "seed": 0}
+    # What belongs to an operation alone.
+    assert (chain.wire, chain.hessian_period) == (None, 0)
+    assert Traits.combined([]) == Traits()

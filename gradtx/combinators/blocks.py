@@ -32,8 +32,7 @@ class Blocks(Combinator):
         scope.run.selectors.append(self.where)
         operations = self.tx._expand(scope.inside(path))
         whole = Route(operations, [])
-        keeps_slots = any(link.keeps_slots for link in whole.traits())
-        if scope.space is not None and keeps_slots:
+        if scope.space is not None and whole.traits().keeps_slots:
             around = scope.space.name
             raise TypeError(
                 f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"

@@ -401,8 +401,8 @@ class Enter(RuleOperation):
 
     def between(self, inner: list[Any]) -> list[Any]:
         """Return the inner operations enclosed by those of the frame."""
-        takes_none = self.frame.takes_none is not None or any(
-            link.takes_none for link in Route(inner, []).traits()
+        takes_none = (
+            self.frame.takes_none is not None or Route(inner, []).traits().takes_none
         )
         self.traits = dataclasses.replace(self.traits, takes_none=takes_none)
         operations = [self, *inner, Leave(self)]

@@ -69,6 +69,26 @@ class Form(NamedTuple):
 AS_RECORDED = Form()
 
 
+class Inputs(NamedTuple):
+    """What the kernels of a phase run with.
+
+    Attributes:
+        kernels: The kernels: those of leaves with the same scalars, or those by row.
+        scalars: All scalars of the program; by row, those of each set.
+        table: Where the arguments are.
+        layout: The chunks of leaves, and where kernels keep values.
+        rows: The set of each leaf, by row.
+        copies: Copies of tensors that kernels read: they live until the kernels have run.
+    """
+
+    kernels: PhaseKernels
+    scalars: Sequence[Any]
+    table: Table
+    layout: ChunkLayout
+    rows: Rows | None = None
+    copies: Sequence[Tensor] = ()
+
+
 @dataclass(eq=False)
 class PhaseKernels(ABC):
     """The kernels of a phase, in a language.
@@ -115,29 +135,10 @@ class PhaseKernels(ABC):
         cpp.compile_all(x.text.source for x in kernels if isinstance(x, CppKernels))
 
     @abstractmethod
-    def run(
-        self,
-        scalars: Sequence[Any],
-        table: Table,
-        layout: ChunkLayout,
-        rows: Rows | None = None,
-    ) -> Tensor:
-        """Launch the kernels; return the results by leaf, a row for each. Those of absent leaves may be anything.
+    def run(self, inputs: Inputs) -> Tensor:
+        """Launch the kernels; return the results by leaf, a row for each. Those of absent leaves may be anything."""
 
-        Args:
-            scalars: All scalars of the program; by row, those of each set.
-            table: Where the arguments are.
-            layout: The chunks of leaves, and where kernels keep values.
-            rows: The set of each leaf, by row.
-        """
-
-    def calls(
-        self,
-        scalars: Sequence[Any],
-        table: Table,
-        layout: ChunkLayout,
-        rows: Rows | None = None,
-    ) -> tuple[list[triton.Call], Tensor]:
+    def calls(self, inputs: Inputs) -> tuple[list[triton.Call], Tensor]:
         """Return the launches of the kernels in order, and the results by leaf, which are there after these."""
         raise NotImplementedError
 
@@ -184,15 +185,14 @@ class PhaseKernels(ABC):
         """The number of results by leaf."""
         return sum(row is not None for row in self.text.rows)
 
-    def results(
-        self, scalars: Sequence[Any], by_leaf: Tensor, rows: Rows | None = None
-    ) -> list[Any]:
+    def results(self, inputs: Inputs, by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar.
 
         Args:
-            scalars, rows: As in `run`. A scalar that differs between sets is a vector, too.
+            inputs: As for `run`. A scalar that differs between sets is a vector, too.
             by_leaf: What `run` returned; entries of absent leaves may be anything, those of the results as well.
         """
+        scalars, rows = inputs.scalars, inputs.rows
         if rows is not None:
             columns = zip(*scalars, strict=True)
             scalars = [_of_sets(column, by_leaf.device, rows) for column in columns]
@@ -298,26 +298,15 @@ class TritonKernels(PhaseKernels):
     def compile(self) -> None:
         pass
 
-    def run(
-        self,
-        scalars: Sequence[Any],
-        table: Table,
-        layout: ChunkLayout,
-        rows: Rows | None = None,
-    ) -> Tensor:
-        calls, results = self.calls(scalars, table, layout, rows)
+    def run(self, inputs: Inputs) -> Tensor:
+        calls, results = self.calls(inputs)
         # Triton launches on the current device, which may be another one.
-        with torch.accelerator.device_index(table.device.index):
+        with torch.accelerator.device_index(inputs.table.device.index):
             triton.launch_in_turn([calls])
         return results
 
-    def calls(
-        self,
-        scalars: Sequence[Any],
-        table: Table,
-        layout: ChunkLayout,
-        rows: Rows | None = None,
-    ) -> tuple[list[triton.Call], Tensor]:
+    def calls(self, inputs: Inputs) -> tuple[list[triton.Call], Tensor]:
+        _, scalars, table, layout, rows, _ = inputs
         functions = triton.compiled(self.text.source)
         results = table.memory(self.rows, table.leaves)
         kept = table.memory(1, layout.total)
@@ -437,13 +426,8 @@ class CppKernels(PhaseKernels):
     def compile(self) -> None:
         cpp.compiled(self.text.source)
 
-    def run(
-        self,
-        scalars: Sequence[Any],
-        table: Table,
-        layout: ChunkLayout,
-        rows: Rows | None = None,
-    ) -> Tensor:
+    def run(self, inputs: Inputs) -> Tensor:
+        _, scalars, table, layout, rows, _ = inputs
         packed, unknown = (
             self.packed(scalars) if rows is None else self._packed_sets(scalars)
         )

@@ -456,9 +456,9 @@ class Route:
                 if choices is None or choices.get(operation.path, label) == label:
                     yield from route.walk(choices)
 
-    def traits(self) -> list[Traits]:
-        """Return the traits of every operation."""
-        return [operation.traits for operation in self.walk()]
+    def traits(self) -> Traits:
+        """Return the traits of the chain of all operations, including those in branches."""
+        return Traits.combined(operation.traits for operation in self.walk())
 
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""

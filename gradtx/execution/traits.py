@@ -1,10 +1,10 @@
-"""What combinators and back ends may assume of an operation."""
+"""What combinators and back ends may assume of an operation, and of a chain of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 import torch
 
@@ -18,11 +18,47 @@ def empty_dict() -> dict[str, Any]:
     return {}
 
 
+# How a trait is declared: with its default, and with what a chain makes of those of its operations. With a default
+# alone, it means nothing for a chain, which keeps the default.
+
+
+def any_of() -> bool:
+    """Declare a trait that a chain has if any of its operations has it."""
+    return field(default=False, metadata={"of_chain": any})
+
+
+def all_of() -> bool:
+    """Declare a trait that a chain has if all of its operations have it."""
+    return field(default=True, metadata={"of_chain": all})
+
+
+def first_of() -> str:
+    """Declare a text, of which a chain has the first that is not empty."""
+    return field(default="", metadata={"of_chain": _first})
+
+
+def union_of() -> Mapping[str, Any]:
+    """Declare values by name, of which a chain has all names."""
+    return field(default_factory=empty_dict, metadata={"of_chain": _union})
+
+
+def _first(texts: Iterable[str]) -> str:
+    return next(filter(None, texts), "")
+
+
+def _union(mappings: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    union = empty_dict()
+    for mapping in mappings:
+        union.update(mapping)
+    return union
+
+
 @dataclass(frozen=True)
 class Traits:
-    """The traits of an operation: declared once, from a decorator's options, and read by all that run it.
+    """The traits of an operation, or of a chain of operations.
 
-    An operation that wraps others derives its own from theirs.
+    Those of an operation are declared once, from a decorator's options, and read by all that run it; an operation that
+    wraps others derives its own from theirs. Those of a chain are `combined` as each trait declares.
 
     Attributes:
         elementwise: Whether the entries of a leaf are independent, except for sums over leaves.
@@ -60,35 +96,35 @@ class Traits:
         prepares: Whether its `prepare` is called with all leaves before any is processed.
     """
 
-    elementwise: bool = True
-    takes_complex: bool = True
-    takes_none: bool = False
+    elementwise: bool = all_of()
+    takes_complex: bool = all_of()
+    takes_none: bool = any_of()
     template_slot: str | None = None
-    refusal: str = ""
+    refusal: str = first_of()
     skippable: bool = False
-    capturable: bool = True
-    waits_at_first: bool = False
-    compares_rates: bool = False
-    agree: Mapping[str, Any] = field(default_factory=empty_dict)
-    keeps_slots: bool = False
+    capturable: bool = all_of()
+    waits_at_first: bool = any_of()
+    compares_rates: bool = any_of()
+    agree: Mapping[str, Any] = union_of()
+    keeps_slots: bool = any_of()
     constants: tuple[str, ...] = ()
-    random: bool = False
-    positional: bool = False
-    checks_extras: bool = False
-    waits: bool = False
-    sums_late: bool = False
-    of_leaf: bool = False
-    exchanges: bool = False
-    has_clock: bool = False
-    restarts_inner: bool = False
+    random: bool = any_of()
+    positional: bool = any_of()
+    checks_extras: bool = any_of()
+    waits: bool = any_of()
+    sums_late: bool = any_of()
+    of_leaf: bool = any_of()
+    exchanges: bool = any_of()
+    has_clock: bool = any_of()
+    restarts_inner: bool = any_of()
     hessian_period: int = 0
-    at_owner: bool = False
+    at_owner: bool = any_of()
     begins_at_owner: bool = False
-    needs_shape: bool = False
+    needs_shape: bool = any_of()
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
-    makes_gradient: bool = False
-    prepares: bool = False
+    makes_gradient: bool = any_of()
+    prepares: bool = any_of()
 
     @property
     def compiles(self) -> bool:
@@ -99,3 +135,20 @@ class Traits:
     def has_sums(self) -> bool:
         """Whether it sums over leaves, for this step or for the next one."""
         return self.waits or self.sums_late
+
+    @staticmethod
+    def combined(links: Iterable[Traits]) -> Traits:
+        """Return the traits of a chain of operations with these traits."""
+        links = list(links)
+        values: dict[str, Any] = {}
+        for name, of_chain in OF_CHAIN.items():
+            values[name] = of_chain([getattr(link, name) for link in links])
+        return Traits(**values)
+
+
+# The traits that a chain has, and how it combines those of its operations.
+OF_CHAIN: Final[dict[str, Callable[[list[Any]], Any]]] = {
+    trait.name: trait.metadata["of_chain"]
+    for trait in fields(Traits)
+    if "of_chain" in trait.metadata
+}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from gradtx.base.errors import Path
+from gradtx.execution.traits import Traits
 from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.groups import Values
 from gradtx.optim.parameters import Members
@@ -39,40 +40,26 @@ class StepWatch(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ChainTraits:
-    """Properties of a chain that affect the execution of all its steps.
+@dataclass(frozen=True, kw_only=True)
+class ChainTraits(Traits):
+    """The traits of a chain, and what its clocks and requirements add for all its steps.
 
     Attributes:
-        takes_none: Whether a link also processes parameters without a gradient.
-        agrees: Whether hyperparameters of a link must be equal in all groups.
-        needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
-            functions, already synchronize with the host.
         clocks: The paths of inner clocks.
-        checks_extras: Whether a rule checks extras against leaves.
+        owners_keep_slots: Whether the owners of sharded parameters keep slots, which all ranks create together.
         known_extras: The kinds of all extras that a link declares.
         needs_extras: Whether a link needs an extra.
         calls_again: Whether a link calls the closure at other weights.
-        exchanges: Whether ranks exchange tensors in some steps.
-        waits_at_first: Whether a leaf's first update has the host wait.
-        makes_gradient: Whether a link computes the gradient from other inputs.
-        estimates: Whether it calls the closure for that, before a step processes any parameter.
-        owners_keep_slots: Whether the owners of sharded parameters keep slots, which all ranks create together.
+        needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
+            functions, already synchronize with the host.
     """
 
-    takes_none: bool
-    agrees: bool
-    needs_host_counts: bool
     clocks: frozenset[Path]
-    checks_extras: bool
+    owners_keep_slots: bool
     known_extras: dict[str, str]
     needs_extras: bool
     calls_again: bool
-    exchanges: bool
-    waits_at_first: bool
-    makes_gradient: bool
-    estimates: bool
-    owners_keep_slots: bool
+    needs_host_counts: bool
 
 
 @dataclass(eq=False)
@@ -116,7 +103,10 @@ class Core:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        return {**self.__dict__, "known_counts": None, "watch": None}
+        state = {**self.__dict__, "known_counts": None, "watch": None}
+        # The traits have arguments of links, which may be functions.
+        state.pop("traits", None)
+        return state
 
     def at_state(
         self, params: Iterable[Tensor] | None = None, **changes: bool
@@ -134,31 +124,25 @@ class Core:
 
     @functools.cached_property
     def traits(self) -> ChainTraits:
-        """Properties of the chain."""
+        """The traits of the chain."""
         route = self.members.expanded.route
-        traits = route.traits()
+        of_links = self.members.traits
         kinds, requirements = self.members.tx._requirements()
         needs = {need for _, _, need in requirements}
         return ChainTraits(
-            takes_none=any(link.takes_none for link in traits),
-            agrees=any(link.agree for link in traits),
-            needs_host_counts="hessian_diag" in needs
-            or not all(link.compiles for link in traits),
+            **vars(of_links),
             clocks=route.clock_paths(),
-            checks_extras=any(link.checks_extras for link in traits),
+            owners_keep_slots=any(
+                operation.traits.at_owner and operation.traits.keeps_slots
+                for operation in route.walk()
+            ),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),
             calls_again=any(
                 need in ("grad_fn", "value_fn") and link != "estimate_gradient"
                 for _, link, need in requirements
             ),
-            exchanges=any(link.exchanges for link in traits),
-            waits_at_first=any(link.waits_at_first for link in traits),
-            makes_gradient=any(link.makes_gradient for link in traits),
-            estimates=any(link.prepares for link in traits),
-            owners_keep_slots=any(
-                link.at_owner and link.keeps_slots for link in traits
-            ),
+            needs_host_counts="hessian_diag" in needs or not of_links.compiles,
         )
 
     def counts_on_host(self) -> bool:

@@ -365,7 +365,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if estimates:
             extras["hessian_diag"] = None
         loss = None
-        if closure is not None and core.traits.estimates:
+        if closure is not None and core.traits.prepares:
             extras.setdefault("value_fn", closure)
         elif closure is not None:
             loss = self._call(closure, extras, estimates)
@@ -409,7 +409,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     param.grad = None
         if scaling is not None or consume_gradients:
             self._end(core, scaling, consume_gradients)
-        return step.run.estimated_loss if core.traits.estimates else loss
+        return step.run.estimated_loss if core.traits.prepares else loss
 
     def _checked(
         self, core: Core, closure: Callable[[], Any] | None, extras: Extras

@@ -22,6 +22,7 @@ from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.execute import Route
 from gradtx.execution.runs import Place
+from gradtx.execution.traits import Traits
 from gradtx.optim.chain_checks import warn_of_unread
 from gradtx.optim.groups import (
     Group,
@@ -90,7 +91,8 @@ class Members:
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("expanded", "partners", "independent_names", "_outlines")
+            if name
+            not in ("expanded", "traits", "partners", "independent_names", "_outlines")
         }
 
     @functools.cached_property
@@ -121,20 +123,14 @@ class Members:
         return route
 
     @functools.cached_property
-    def restarts(self) -> bool:
-        """Whether an inner clock may restart."""
-        return any(link.restarts_inner for link in self.expanded.route.traits())
-
-    @functools.cached_property
-    def compares_rates(self) -> bool:
-        """Whether a link compares later learning rates with that of construction."""
-        return any(link.compares_rates for link in self.expanded.route.traits())
+    def traits(self) -> Traits:
+        """The traits of the chain."""
+        return self.expanded.route.traits()
 
     @functools.cached_property
     def independent_names(self) -> set[str]:
         """The names of hyperparameters that may differ between groups in any case, whatever their link is called."""
-        traits = self.expanded.route.traits()
-        agreeing = {name.partition("[")[0] for link in traits for name in link.agree}
+        agreeing = {name.partition("[")[0] for name in self.traits.agree}
         return {"lr", "weight_decay"} - agreeing
 
     @functools.cached_property

@@ -68,7 +68,7 @@ class OpenStep(Step):
     def __init__(self, core: Core):
         super().__init__(core, {}, None, consumes=True)
         self.arrived: set[Member] = set()
-        if core.traits.agrees and len(self.groups) > 1:
+        if core.traits.agree and len(self.groups) > 1:
             self._check_groups()
 
     def update(self, member: Member) -> None:

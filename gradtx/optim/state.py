@@ -135,7 +135,7 @@ class States:
     def _inner_count(self, path: Path) -> int:
         """Return the number of finished updates on a combinator's clock, after any restart in the next step."""
         run = self.run()
-        if not self.members.restarts:
+        if not self.members.traits.restarts_inner:
             return int(run.scalars(path).get("step", 0))
         Route.of(self.members.tx, run, self.count())
         run.release()
@@ -258,7 +258,7 @@ class States:
         for param in params:
             if param.device not in chains:
                 chains[param.device] = settings.first_chain(
-                    param.device, self.members.compares_rates
+                    param.device, self.members.traits.compares_rates
                 )
         run = OptimizerRun(self.by_param, members, initial=True)
         last = self._last_start

@@ -333,7 +333,7 @@ class Step:
     def apply(self) -> None:
         """Compute the step and write its results."""
         core = self.core
-        if core.traits.estimates:
+        if core.traits.prepares:
             self._estimate()
         bundles, alone = self._planned()
         execution = StepExecution(self)
@@ -415,7 +415,7 @@ class Step:
                 elif not self.members:
                     engine.note_idle_step()
         alone = rest if self.all_have_gradients else self._alone(bundles, rest)
-        if traits.agrees and len(self.groups) > 1:
+        if traits.agree and len(self.groups) > 1:
             self._check_groups()
         if alone:
             self.leaves.expanded()  # an error must precede what bundles write
@@ -443,19 +443,20 @@ class Step:
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         routes = self.leaves.expanded().values()
-        return any(link.exchanges for route in routes for link in route.traits())
+        return any(route.traits().exchanges for route in routes)
 
     def _check_groups(self) -> None:
         check_groups(self.core, self.values, self.rows_of_groups, self.count)
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
-        if not self.core.traits.clocks:
+        core = self.core
+        if not core.traits.clocks:
             return self.count
-        path = self.core.members.clock_path(place)
+        path = core.members.clock_path(place)
         if path is None:
             return self.count
-        if self.core.members.restarts:  # the count may restart in this step
+        if core.members.traits.restarts_inner:  # the count may restart in this step
             self.leaves.expanded()
             step = self.run.inner_counts[path]
         else:

@@ -52,7 +52,7 @@ class StepLeaves:
         """Return the leaves of another run, which can run without any effect."""
         rehearsal = copy(self)
         rehearsal.run, rehearsal._routes, rehearsal._clocks = run, None, {}
-        if self.core.traits.estimates:
+        if self.core.traits.prepares:
             run.estimates = self.run.estimates
         streams = RandomStreams()  # clocks of users may draw
         rehearsal.expanded()
@@ -93,7 +93,11 @@ class StepLeaves:
         """
         core, known = self.core, self.core.members
         route_of = self._route
-        if not (self.scaling is not None or core.traits.exchanges or known.restarts):
+        if not (
+            self.scaling is not None
+            or core.traits.exchanges
+            or known.traits.restarts_inner
+        ):
 
             def route_of(member: Member) -> Route:
                 return known.outline(known.groups[member.group])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
@@ -117,6 +117,26 @@ class NamedLeaf(NamedTuple):
 ABSENT = -1
 # The indices of varying scalars if there are none.
 SHARED_BY_ROWS: frozenset[int] = frozenset()
+
+
+def sets_of_rows(
+    keys: Sequence[Any], are_present: Iterable[Any]
+) -> tuple[list[int], list[int]]:
+    """Return the first row of each set of scalars, and the set of each row, or `ABSENT`.
+
+    Args:
+        keys: What the scalars of each row depend on; rows with equal keys have one set.
+        are_present: Whether each row has a gradient.
+    """
+    set_of_row = [ABSENT] * len(keys)
+    sets: dict[Any, int] = {}
+    first_rows: list[int] = []
+    for row in itertools.compress(range(len(keys)), are_present):
+        index = sets.setdefault(keys[row], len(sets))
+        if index == len(first_rows):
+            first_rows.append(row)
+        set_of_row[row] = index
+    return first_rows, set_of_row
 
 
 class Selection(NamedTuple):

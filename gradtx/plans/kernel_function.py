@@ -15,7 +15,13 @@ from torch.fx import Node
 from gradtx.base.plain import is_usual
 from gradtx.base.torch_names import is_captured
 from gradtx.compiler import cpp
-from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels, columns_of, language_of
+from gradtx.compiler.kernels import (
+    AS_RECORDED,
+    Inputs,
+    PhaseKernels,
+    columns_of,
+    language_of,
+)
 from gradtx.compiler.tables import ChunkLayout, Rows, Table
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans.bundle import list_function_of
@@ -72,22 +78,11 @@ class KernelFunction:
         rows: Rows | None,
         columns: Sequence[list[Tensor]],
     ) -> list[Any]:
-        """Return the results of kernels; scalars and rows are as in `PhaseKernels.run`."""
-        gradients = columns[-1]
-        # New slots, the last results, are like the columns before the gradients.
-        like = [gradients, *columns[-self._columns : -1]]
-        new_columns: list[list[Tensor]] = []
-        for column, dtype in zip(like[: self._columns], self._dtypes, strict=False):
-            new_columns.append(
-                [torch.empty_like(tensor, dtype=dtype) for tensor in column]
-            )
-        addresses = [
-            list(map(Tensor.data_ptr, column)) for column in (*columns, *new_columns)
-        ]
-        shapes = tuple(gradient.shape for gradient in gradients)
-        table, layout = self._table(shapes, addresses, gradients[0].device)
-        by_leaf = self._kernels.run(scalars, table, layout, rows)
-        results = self._kernels.results(scalars, by_leaf, rows)
+        """Return the results of kernels; scalars and rows are as in `Inputs`."""
+        new_columns = self._new_columns(columns)
+        table, layout = self._located([*columns, *new_columns], like=columns[-1])
+        inputs = Inputs(self._kernels, scalars, table, layout, rows)
+        results = self._kernels.results(inputs, self._kernels.run(inputs))
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
             if isinstance(value, Node):
                 results[i] = new_columns[i]
@@ -95,13 +90,24 @@ class KernelFunction:
                 results[i] = list_by_leaf(value, dtype)
         return results
 
-    def _table(
-        self,
-        shapes: tuple[torch.Size, ...],
-        addresses: list[list[int]],
-        device: torch.device,
+    def _new_columns(self, columns: Sequence[list[Tensor]]) -> list[list[Tensor]]:
+        """Return memory for updates and new slots."""
+        # New slots, the last results, are like the columns before the gradients.
+        like = [columns[-1], *columns[-self._columns : -1]]
+        new_columns: list[list[Tensor]] = []
+        for column, dtype in zip(like[: self._columns], self._dtypes, strict=False):
+            new_columns.append(
+                [torch.empty_like(tensor, dtype=dtype) for tensor in column]
+            )
+        return new_columns
+
+    def _located(
+        self, columns: list[list[Tensor]], like: list[Tensor]
     ) -> tuple[Table, ChunkLayout]:
-        """Return where the arguments are, and the layout."""
+        """Return where the arguments are, and the chunks of leaves, which are shaped like these tensors."""
+        addresses = [list(map(Tensor.data_ptr, column)) for column in columns]
+        shapes = tuple(tensor.shape for tensor in like)
+        device = like[0].device
         known = self._tables.get(shapes)
         if known is not None:
             table, layout = known

@@ -10,11 +10,11 @@ from torch import Tensor
 from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf
 from gradtx.plans.bundle import (
-    ABSENT,
     ListBundle,
     Selection,
     differ_by_leaf,
     entries_of_a_call,
+    sets_of_rows,
 )
 from gradtx.plans.families import Family, LeafKind, forms_of
 from gradtx.plans.phases import RecordedPhase
@@ -140,14 +140,9 @@ class TreeBundle(ListBundle):
             self._updates
         ):
             return of_rows[:1], None
-        sets: dict[int | None, int] = {}
-        set_of_row: list[int] = []
-        for count, update in zip(of_rows, self._updates, strict=True):
-            is_absent = update in absent
-            set_of_row.append(
-                ABSENT if is_absent else sets.setdefault(count, len(sets))
-            )
-        return list(sets), set_of_row
+        are_present = [update not in absent for update in self._updates]
+        first_rows, set_of_row = sets_of_rows(of_rows, are_present)
+        return [of_rows[row] for row in first_rows], set_of_row
 
     def columns(self, call: Selection) -> list[list[Tensor]]:
         columns = self._read

@@ -479,7 +479,7 @@ class TreePlan(Plan["TreeBundle"]):
         Raises:
             UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
-        restarts = any(link.restarts_inner for link in run.route.traits())
+        restarts = run.route.traits().restarts_inner
         counts = []
         for value, place in zip(
             hyperparameters.values, hyperparameters.places, strict=True
@@ -685,12 +685,11 @@ def _check_call(
     traits = run.route.traits()
     if any(name in run.leaf_extras for name in scalar_extras):
         raise UnsuitableError
-    if run.opaque or (call.extras and any(link.checks_extras for link in traits)):
+    if run.opaque or (call.extras and traits.checks_extras):
         raise UnsuitableError
     if not _pure.is_update(leaves.values()):
         raise UnsuitableError  # which is no update
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
-    takes_none = any(link.takes_none for link in traits)
-    if sum(have_gradients) < len(run.names) and takes_none:
+    if sum(have_gradients) < len(run.names) and traits.takes_none:
         raise UnsuitableError
-    return takes_none
+    return traits.takes_none

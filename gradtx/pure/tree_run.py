@@ -486,7 +486,7 @@ def _update(call: UpdateCall, observer: Observer | None) -> tuple[Any, dict[str,
     run, leaves = begin(call)
     outputs = {}
     if has_gradients(leaves.values()):
-        if any(link.prepares for link in run.route.traits()):
+        if run.route.traits().prepares:
             prepare(leaves.values())
         execute(leaves.values(), watch=observer)
         run.end()
@@ -573,7 +573,7 @@ def _leaves_of(
             add_extras(leaf, trees)
     for leaf in leaves.values():
         leaf.operations = run.route.for_leaf(leaf)
-    if extras and any(link.checks_extras for link in run.route.traits()):
+    if extras and run.route.traits().checks_extras:
         check_extras_of(leaves.values())
     return leaves
 

@@ -91,7 +91,9 @@ class Trainer:
         self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
         self._params_of = params_of
         self._hessian_periods = [
-            link.hessian_period for link in run.route.traits() if link.hessian_period
+            operation.traits.hessian_period
+            for operation in run.route.walk()
+            if operation.traits.hessian_period
         ]
         if compiled:
             leaves = [(name, leaf.shape, leaf.dtype) for name, leaf in first.items()]

@@ -298,9 +298,9 @@ def test_functions_of_trees_run_columns_as_kernels_that_write_new_memory(name, m
 
     layouts = []
 
-    def run(self, scalars, table, layout, rows=None):
-        layouts.append(layout)
-        return running(self, scalars, table, layout, rows)
+    def run(self, inputs):
+        layouts.append(inputs.layout)
+        return running(self, inputs)
 
     running = kernels.CppKernels.run
     monkeypatch.setattr(kernels.CppKernels, "run", run)

@@ -8,7 +8,7 @@ import torch
 import gradtx
 from gradtx.compiler import kernels, triton
 from gradtx.compiler.cache import SharedPrograms
-from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels
+from gradtx.compiler.kernels import AS_RECORDED, Inputs, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
 from tests.compiler.problems import CPU, assert_equal_bits, columns_of, copies, scalars_of
 from tests.examples import example_of
@@ -55,12 +55,9 @@ def located(program, columns):
 
 def run_kernels(program, sets, columns, which=None):
     """Run kernels on leaves in place, by row if these have sets."""
-    table, layout = located(program, columns)
-    if which is None:
-        return program.results(sets, program.run(sets, table, layout))
-    by_row = Rows(which, CPU)
-    by_leaf = program.run(sets, table, layout, by_row)
-    return program.results(sets, by_leaf, by_row)
+    by_row = None if which is None else Rows(which, CPU)
+    inputs = Inputs(program, sets, *located(program, columns), by_row)
+    return program.results(inputs, program.run(inputs))
 
 
 def unknown(sets, positions):
@@ -140,10 +137,11 @@ def test_results_that_follow_from_scalars_differ_by_leaf_if_these_do(positions, 
     check_rows(phase, sets, positions)
     program = PhaseKernels.of(phase, CPU, 0, BY_ROW)
     sets = unknown(list(map(program.scalars.given(frozenset()).function, sets)), positions)
-    by_leaf, rows = torch.zeros(0, len(WHICH)), Rows(WHICH, CPU)
-    differing = program.results(sets, by_leaf, rows)
+    by_leaf = torch.zeros(0, len(WHICH))
+    memory = Table(len(WHICH), [], CPU), program.layout([], CPU), Rows(WHICH, CPU)
+    differing = program.results(Inputs(program, sets, *memory), by_leaf)
     assert all(result.shape == (len(WHICH),) for result in differing)
-    for result in program.results([sets[0]] * 5, by_leaf, rows):
+    for result in program.results(Inputs(program, [sets[0]] * 5, *memory), by_leaf):
         assert not isinstance(result, torch.Tensor) or not result.ndim
 
 
@@ -190,13 +188,13 @@ def test_kernels_by_row_share_launches_with_others(phases):
             columns = columns_of(phase.recording, 3 if which is None else len(which))
             expected.append(copies(columns))
             found.append(columns)
-            rows = [] if which is None else [Rows(which, CPU)]
+            rows = None if which is None else Rows(which, CPU)
             scalars = sets[0] if which is None else sets
             run_kernels(program, scalars, expected[-1], which)
-            memory = located(program, columns)
-            calls, _ = program.calls(scalars, *memory, *rows)
+            inputs = Inputs(program, scalars, *located(program, columns), rows)
+            calls, _ = program.calls(inputs)
             sequences.append(calls)
-            kept.append((memory, rows))
+            kept.append(inputs)
         triton.launch_in_turn(sequences)
     for columns, others in zip(found, expected, strict=True):
         assert_equal_bits(columns, others)

@@ -9,7 +9,9 @@ import gradtx
 from gradtx.compiler import list_function, write_lists
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.write_expressions import UnsuitableProgramError
+from gradtx.optim.engine import lists
 from gradtx.plans import bundle
+from gradtx.plans.cache import ProgramsOfChains
 from tests.compiler.problems import CPU, assert_equal_bits, bits, columns_of, copies, recorded, scalars_of
 from tests.examples import example_of
 
@@ -34,6 +36,8 @@ def recording_of(monkeypatch):
         optimizer = gradtx.as_optimizer(factory(**example_of(factory)), [param])
         param.grad = torch.ones_like(param)
         with monkeypatch.context() as patch:
+            # Others have recorded chains of this structure for leaves of other sizes.
+            patch.setattr(lists, "_SHARED", ProgramsOfChains())
             patch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
             patch.setattr(bundle, "list_function", noting)
             optimizer.step()

@@ -39,9 +39,7 @@ class JointBundles(Task):
             bundle.at = self.at
             phase = bundle.operations[self.at]
             inputs = bundle.inputs(phase)
-            calls, by_leaf = inputs.kernels.calls(
-                inputs.scalars, inputs.table, inputs.layout, inputs.rows
-            )
+            calls, by_leaf = inputs.kernels.calls(inputs)
             running.append((bundle, phase, inputs, by_leaf))
             sequences.append(calls)
         with torch.accelerator.device_index(self.device.index):

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from gradtx.compiler.constants import Constants, skeleton_of
 from gradtx.compiler.kernels import (
     AS_RECORDED,
     Form,
+    Inputs,
     PhaseKernels,
     language_of,
     shape_of,
@@ -56,22 +57,6 @@ from gradtx.plans.phases import RecordedPhase
 
 # Where the arguments of captured steps are; graphs may replay these at any time.
 CAPTURED: list[Any] = []
-
-
-class Inputs(NamedTuple):
-    """What the kernels of a phase run with; see `PhaseKernels.run`.
-
-    Attributes:
-        kernels: The kernels: those of all rows with the same scalars, or those by row.
-        copies: The copies of gradients that they read, if there are some.
-    """
-
-    kernels: PhaseKernels
-    scalars: Sequence[Any]
-    table: Table
-    layout: ChunkLayout
-    rows: Rows | None
-    copies: list[Tensor]
 
 
 class KernelBundle(MemberBundle):
@@ -186,8 +171,8 @@ class KernelBundle(MemberBundle):
         return kernels
 
     @property
-    def first_kernels(self) -> list[PhaseKernels]:
-        """Those of the first step: groups have numbers of their own."""
+    def kernels_of_first_step(self) -> list[PhaseKernels]:
+        """The kernels to compile before the first step: by row, if groups have numbers of their own."""
         return self._kernels(by_row=True) if self._groups else self.kernels
 
     def _kernels(self, by_row: bool) -> list[PhaseKernels]:
@@ -203,10 +188,7 @@ class KernelBundle(MemberBundle):
 
     def process(self, phase: RecordedPhase) -> Any:
         inputs = self.inputs(phase)
-        by_leaf = inputs.kernels.run(
-            inputs.scalars, inputs.table, inputs.layout, inputs.rows
-        )
-        return self.processed(phase, inputs, by_leaf)
+        return self.processed(phase, inputs, inputs.kernels.run(inputs))
 
     def inputs(self, phase: RecordedPhase) -> Inputs:
         """Return what the kernels of a phase run with."""
@@ -247,7 +229,7 @@ class KernelBundle(MemberBundle):
             self._calls = [Selection(list(self._present_rows()))]
         results: list[Any] = []
         if phase.names:
-            results = inputs.kernels.results(inputs.scalars, by_leaf, inputs.rows)
+            results = inputs.kernels.results(inputs, by_leaf)
         if inputs.rows is not None and len(self.stepping) < len(self.members):
             results = [_of_present(result, inputs.rows) for result in results]
         if phase.operation is not None:
@@ -290,7 +272,10 @@ class KernelBundle(MemberBundle):
             rows.append(self._addresses(column, copies))
         table, written = self._table, len(self._tensors)
         if table is None:
-            table = self._table = self._first_table(rows)
+            columns = self._rows() + rows
+            table = self._table = Table(
+                len(self._params), columns, self.device, self._constants
+            )
         elif not table.has(rows, written):
             table.update(dict(enumerate(rows, written)))
         return table, copies
@@ -304,12 +289,6 @@ class KernelBundle(MemberBundle):
             return range(len(self.members))
         pairs = enumerate(self._set_of_row)
         return [row for row, index in pairs if index != ABSENT]
-
-    def _first_table(self, read: list[list[int]]) -> Table:
-        """Return where parameters and slots are, and the arguments in `read`."""
-        return Table(
-            len(self._params), self._rows() + read, self.device, self._constants
-        )
 
     def _rows(self) -> list[list[int]]:
         """Return where parameters and slots are: the plan has checked layouts, and aliases begin where these do."""
@@ -481,13 +460,14 @@ class KernelEngine(ListEngine):
         for bundle in suitable:
             of_key.setdefault(bundle.key(), []).append(bundle)
         merged = list(map(KernelBundle.merged, of_key.values()))
-        PhaseKernels.compile_all([x for bundle in merged for x in bundle.first_kernels])
+        kernels = [bundle.kernels_of_first_step for bundle in merged]
+        PhaseKernels.compile_all(itertools.chain.from_iterable(kernels))
         return [bundle for bundle in merged if self._has_compiled(bundle)]
 
     def _has_compiled(self, bundle: KernelBundle) -> bool:
         """Whether the kernels of a bundle can be compiled; if not, its leaves are refused."""
         try:
-            for kernels in bundle.first_kernels:
+            for kernels in bundle.kernels_of_first_step:
                 kernels.compile()
         except cpp.CompilerError as error:
             self._warn(str(error))

@@ -49,13 +49,13 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.gradients import GRAD
 from gradtx.optim.run import COUNT, GRADIENT, Member
 from gradtx.plans.bundle import (
-    ABSENT,
     FormOf,
     ListBundle,
     Selection,
     differ_by_leaf,
     entries_of_a_call,
     list_form_of,
+    sets_of_rows,
 )
 from gradtx.plans.cache import ProgramsOfChains
 from gradtx.plans.equal import may_be_scalar, slots_from_scalars
@@ -141,15 +141,7 @@ class MemberBundle(ListBundle):
         gradients = map(GRADIENT, self.members)
         are_present = list(map(operator.is_not, gradients, itertools.repeat(None)))
         self.stepping = list(itertools.compress(self.members, are_present))
-        set_of_row = [ABSENT] * len(keys)
-        sets: dict[Any, int] = {}
-        first_rows: list[int] = []
-        for row in itertools.compress(range(len(keys)), are_present):
-            index = sets.setdefault(keys[row], len(sets))
-            if index == len(first_rows):
-                first_rows.append(row)
-            set_of_row[row] = index
-        return first_rows, set_of_row
+        return sets_of_rows(keys, are_present)
 
     def _keys_of_sets(self) -> list[Any]:
         """Return what the scalars of each row depend on: its count; where they differ, group and equal slots, too."""
