@@ -296,8 +296,8 @@ class Groups:
         )
 
     @property
-    def form(self) -> Any:
-        """What tells leaves of other forms apart; all shapes of entries alone have one form."""
+    def key(self) -> Any:
+        """What tells leaves of other groups apart; all shapes of entries alone have one key."""
         return self.row, self.axes, self.tile
 
     def sizes(self, shape: Sequence[int]) -> list[int]:

@@ -50,7 +50,7 @@ class Phase(Protocol):
     names: tuple[Any, ...]
 
 
-class Form(NamedTuple):
+class Variant(NamedTuple):
     """What of the shape of leaves is an argument of the kernels of a phase.
 
     Attributes:
@@ -66,7 +66,7 @@ class Form(NamedTuple):
     by_row: bool = False
 
 
-AS_RECORDED = Form()
+AS_RECORDED = Variant()
 
 
 class Inputs(NamedTuple):
@@ -102,7 +102,7 @@ class PhaseKernels(ABC):
         order: The index of each scalar among all scalars of the program.
         key: The texts that identify them: programs of leaves of several shapes may differ in constants only.
         scalars: All scalars of the program.
-        by_row: As in `Form`.
+        by_row: As in `Variant`.
     """
 
     writer: ClassVar[type[KernelWriter]]
@@ -143,9 +143,9 @@ class PhaseKernels(ABC):
         raise NotImplementedError
 
     @property
-    def form(self) -> Any:
+    def variant(self) -> Any:
         """What tells kernels of one text apart: the lengths of rows, or the axes of each group."""
-        return self.key, self.text.groups.form
+        return self.key, self.text.groups.key
 
     def layout(self, sizes: list[list[int]], device: torch.device) -> ChunkLayout:
         """Return the chunks of leaves with these numbers of indices of each group, and where values are kept."""
@@ -165,7 +165,7 @@ class PhaseKernels(ABC):
         return [self.order[node] for node in self.text.scalars]
 
     @functools.cached_property
-    def _form(self) -> struct.Struct:
+    def _packing(self) -> struct.Struct:
         return struct.Struct(f"={self.kinds}")
 
     def packed(self, scalars: Sequence[Any]) -> tuple[bytes, dict[int, Tensor]]:
@@ -178,7 +178,7 @@ class PhaseKernels(ABC):
                     wide = torch.float64 if kind == "d" else torch.int64
                     unknown[i] = scalar.to(wide).view(torch.int64)
                     values[i] = 0
-        return self._form.pack(*values), unknown
+        return self._packing.pack(*values), unknown
 
     @functools.cached_property
     def rows(self) -> int:
@@ -211,7 +211,7 @@ class PhaseKernels(ABC):
         phase: Phase,
         device: torch.device,
         leaf: int,
-        form: Form = AS_RECORDED,
+        variant: Variant = AS_RECORDED,
     ) -> PhaseKernels:
         """Return the kernels of a phase, the same for equal phases.
 
@@ -219,30 +219,30 @@ class PhaseKernels(ABC):
             phase: The phase.
             device: The device of the leaves.
             leaf: As in `KernelWriter`.
-            form: What of the leaf's shape is an argument.
+            variant: What of the leaf's shape is an argument.
 
         Raises:
             UnsuitableProgramError: If kernels cannot run it.
         """
         known = _KERNELS.of(phase.text)
         columns = columns_of(phase)
-        key = device, leaf, columns, shape_of(phase, leaf), form
+        key = device, leaf, columns, shape_of(phase, leaf), variant
         if key not in known:
             language = language_of(device)
             assert language is not None
             recording = phase.recording
-            if form.constants.count:
-                recording = with_arguments(recording, form.constants)
-            if form.shared is not None and language.computes_with_totals:
-                recording = with_totals_of_leaves(recording, form.shared)
+            if variant.constants.count:
+                recording = with_arguments(recording, variant.constants)
+            if variant.shared is not None and language.computes_with_totals:
+                recording = with_totals_of_leaves(recording, variant.shared)
             program = lower(recording, decides=False)
-            writer = language.writer(program, leaf, form.fixes_row, form.by_row)
+            writer = language.writer(program, leaf, variant.fixes_row, variant.by_row)
             text = writer.written(columns)
             order = {node: i for i, node in enumerate(program.scalars())}
             scalars = Scalars(program, device)
             outputs = list(program.results)
             texts = text.source, scalars.given(frozenset()).text, repr(outputs)
-            known[key] = language(text, outputs, order, texts, scalars, form.by_row)
+            known[key] = language(text, outputs, order, texts, scalars, variant.by_row)
         return known[key]
 
 
@@ -384,14 +384,16 @@ def _on_device(
     """
     alike = {i: _alike(column, _WIDE[kinds[i]]) for i, column in columns.items()}
 
-    def form(index: int) -> tuple[str, str]:
+    def kind_of_output(index: int) -> tuple[str, str]:
         return kinds[index], str(alike[index][0].dtype)
 
     parts: list[Tensor] = []
     starts: dict[int, int] = {}
     begin = 0
     # Together as many as possible, so that there are few launches.
-    for (kind, _), group in itertools.groupby(sorted(alike, key=form), form):
+    for (kind, _), group in itertools.groupby(
+        sorted(alike, key=kind_of_output), kind_of_output
+    ):
         entries: list[Tensor] = []
         for i in group:
             starts[i] = begin + len(entries)

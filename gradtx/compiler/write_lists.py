@@ -81,14 +81,14 @@ class ListFunction:
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
         spread: Computes what `run` uses where scalars differ between leaves.
-        form: What tells functions of one text apart; nothing.
+        variant: What tells functions of one text apart; nothing.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
     spread: Spread
-    form: ClassVar[None] = None
+    variant: ClassVar[None] = None
 
 
 def list_function(

@@ -65,16 +65,16 @@ def list_function_of(
 # beside, those of the scalars that vary by row, for which there may be none.
 FunctionOf: TypeAlias = Callable[..., Any]
 # Returns what is the same for phases of one text that one function can run.
-FormOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
+VariantOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
 
 
-def list_form_of(
+def list_variant_of(
     phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
 ) -> Any:
-    """Return the form of a list function, which may depend on the shapes of leaves."""
+    """Return the variant of a list function, which may depend on the shapes of leaves."""
     function = list_function_of(phase, device, on_device)
     assert function is not None  # no scalar varies
-    return function.form
+    return function.variant
 
 
 def scalars_for(

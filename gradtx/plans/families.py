@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf, Operation
-from gradtx.plans.bundle import FormOf
+from gradtx.plans.bundle import VariantOf
 from gradtx.plans.function import LeafFunction, Signature
 from gradtx.plans.hyperparameters import ChainOf
 from gradtx.plans.phases import RecordedPhase
@@ -95,11 +95,11 @@ class Family(Generic[M]):
         """Return the step of leaves as a function of flat arguments."""
         return LeafFunction(self.signature, self.chain, self.scaling)
 
-    def programs(self, form_of: FormOf, kept: dict[Any, Any]) -> ListPrograms:
+    def programs(self, variant_of: VariantOf, kept: dict[Any, Any]) -> ListPrograms:
         """Return the programs of the family; see `ListPrograms`."""
         record = self.function().record
         return ListPrograms(
-            record, form_of, self.on_host, self.key, kept, self.ignores_sizes
+            record, variant_of, self.on_host, self.key, kept, self.ignores_sizes
         )
 
     def recorded(self, tensors: list[Tensor]) -> list[RecordedPhase]:
@@ -141,6 +141,6 @@ def signature_of(
     )
 
 
-def forms_of(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+def dtypes_and_devices(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     """Return the dtypes and devices of tensors."""
     return tuple((tensor.dtype, tensor.device) for tensor in tensors)

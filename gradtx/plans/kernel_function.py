@@ -54,7 +54,7 @@ class KernelFunction:
         varying: frozenset[int] = frozenset(),
     ):
         self._kernels = kernels
-        self.form = kernels.form
+        self.variant = kernels.variant
         self._scalars_of_step = kernels.scalars.given(on_device).function
         self._of_lists = phase, device, on_device, varying
         self._dtypes = phase.dtypes
@@ -171,10 +171,12 @@ def kernel_function_of(
         return list_function_of(*arguments)
     if varying and list_function_of(*arguments) is None:
         return None
-    form = AS_RECORDED._replace(by_row=bool(varying))
+    variant = AS_RECORDED._replace(by_row=bool(varying))
     function = KernelFunctionOfRows if varying else KernelFunction
     with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
-        kernels = PhaseKernels.of(phase, device, -1, form)  # the last is the gradient
+        kernels = PhaseKernels.of(
+            phase, device, -1, variant
+        )  # the last is the gradient
         kernels.compile()
         return function(kernels, *arguments)
     return list_function_of(*arguments)

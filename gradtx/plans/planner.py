@@ -9,17 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from gradtx.compiler.record import UnrecordableError, reason_of
-from gradtx.plans.bundle import FormOf
+from gradtx.plans.bundle import VariantOf
 from gradtx.plans.phases import RecordedPhase
 
 
 @dataclass
 class ListPrograms:
-    """The programs of a leaf's step, by the shapes of its arguments; those of the same form are one object.
+    """The programs of a leaf's step, by the shapes of its arguments; those of the same variant are one object.
 
     Attributes:
         record: Records the program for a leaf with these arguments.
-        form_of: Returns what is the same for phases of one text that one function can run.
+        variant_of: Returns what is the same for phases of one text that one function can run.
         on_host: Whether the host knows the scalars.
         key: Identifies the step among those whose programs are in `known`.
         known: Programs, or the reasons why there is none.
@@ -28,7 +28,7 @@ class ListPrograms:
     """
 
     record: Callable[[list[Tensor]], list[RecordedPhase]]
-    form_of: FormOf
+    variant_of: VariantOf
     on_host: bool
     key: Any
     known: dict[Any, Any]
@@ -37,14 +37,14 @@ class ListPrograms:
     def of(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         shapes = tuple(tensor.shape for tensor in tensors)
-        of_shapes = self.key, self.form_of, shapes
+        of_shapes = self.key, self.variant_of, shapes
         if of_shapes in self.known:
             return self.known[of_shapes]
         size = tensors[0].numel()
         if not self.ignores_sizes or 1 in shapes[0] or not size:
             program = self.known[of_shapes] = self._recorded(tensors)
             return program
-        of_dimensions = self.key, self.form_of, "any sizes", tuple(map(len, shapes))
+        of_dimensions = self.key, self.variant_of, "any sizes", tuple(map(len, shapes))
         of_sizes: dict[int, Any] = self.known.setdefault(of_dimensions, {})
         programs = list(of_sizes.values())
         if len(programs) > 1 and all(x is programs[0] for x in programs):
@@ -59,18 +59,18 @@ class ListPrograms:
         except Exception as error:
             # A user's rule may raise any exception; eager execution shows it.
             return reason_of(error)
-        forms = []
+        variants = []
         for phase in program:
             on_device = frozenset(range(0 if self.on_host else len(phase.common)))
             try:
-                form = self.form_of(phase, tensors[0].device, on_device)
+                variant = self.variant_of(phase, tensors[0].device, on_device)
             except UnrecordableError as error:
                 return reason_of(error)
             # Of a sum over leaves: all must yield the same ones.
             sums = () if phase.operation is None else phase.names
-            forms.append((phase.text, sums, form))
-        of_forms = self.key, self.form_of, tuple(forms)
-        return self.known.setdefault(of_forms, program)
+            variants.append((phase.text, sums, variant))
+        of_variants = self.key, self.variant_of, tuple(variants)
+        return self.known.setdefault(of_variants, program)
 
     def by_program(
         self, leaves: Sequence[tuple[Any, list[Tensor]]]

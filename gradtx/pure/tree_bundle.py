@@ -16,7 +16,7 @@ from gradtx.plans.bundle import (
     entries_of_a_call,
     sets_of_rows,
 )
-from gradtx.plans.families import Family, LeafKind, forms_of
+from gradtx.plans.families import Family, LeafKind, dtypes_and_devices
 from gradtx.plans.phases import RecordedPhase
 from gradtx.pure.tree_run import TreeRun
 from gradtx.state.nested import NestedState
@@ -62,7 +62,7 @@ class TreeRow(NamedTuple):
 
     def kind(self, run: TreeRun) -> LeafKind:
         """Return what leaves with a common program share."""
-        *written, read = forms_of(self.tensors)
+        *written, read = dtypes_and_devices(self.tensors)
         return LeafKind(
             layout=tuple(self.slots),
             written=tuple(written),

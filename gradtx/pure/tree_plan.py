@@ -221,8 +221,8 @@ def _recordings_of(tx: Transformation) -> dict[Any, Any]:
 
 
 @dataclass(frozen=True)
-class FormOfPhase:
-    """Returns the form of the function of a phase; equal to that of another plan with such functions.
+class VariantOfPhase:
+    """Returns the variant of the function of a phase; equal to that of another plan with such functions.
 
     Attributes:
         function_of: As in `ListBundle`.
@@ -231,7 +231,7 @@ class FormOfPhase:
     function_of: FunctionOf
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.function_of(*arguments).form
+        return self.function_of(*arguments).variant
 
 
 def plans_of(tx: Transformation) -> dict[Any, Any]:
@@ -428,7 +428,7 @@ class TreePlan(Plan["TreeBundle"]):
     def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
         """Return the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[key] for key in family.signature.shared]
-        programs = family.programs(FormOfPhase(self._function_of), self._recordings)
+        programs = family.programs(VariantOfPhase(self._function_of), self._recordings)
         arguments = [(row, row.tensors) for row in family.members]
         bundles: list[TreeBundle] = []
         for phases, rows in programs.by_program(arguments):

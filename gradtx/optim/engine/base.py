@@ -30,15 +30,15 @@ from gradtx.optim.explain import Launch
 from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
-from gradtx.plans.families import LeafKind, forms_of
+from gradtx.plans.families import LeafKind, dtypes_and_devices
 from gradtx.plans.function import Signature
 from gradtx.plans.plan import planned
 
 
-def _form_of_member(member: Member) -> Any:
+def _kind_of_member(member: Member) -> Any:
     """Return what the kind of a member depends on, within one step; None if only its leaf tells.
 
-    Members of one form differ in the memory of their tensors alone.
+    Members of one kind differ in the memory of their tensors alone.
     """
     step: Any = member.state.get("step")
     tensors = [*tensors_of(member), likely_gradient(member)]
@@ -49,11 +49,11 @@ def _form_of_member(member: Member) -> Any:
     return (
         (member.group, id(member.layout), id(member.kinds), step.is_inference()),
         tuple(member.choices.items()),
-        *map(_form_of_tensor, tensors),
+        *map(_kind_of_tensor, tensors),
     )
 
 
-def _form_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
+def _kind_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
     return (
         type(tensor),
         tensor.dtype,
@@ -222,20 +222,20 @@ class Engine(ABC):
         """Sort members so that one leaf tells the kind of all that are alike."""
         if step.trees:
             return [[member] for member in members]
-        of_form: dict[Any, list[Member]] = {}
+        of_kind: dict[Any, list[Member]] = {}
         for member in members:
-            form: Any = member
+            kind: Any = member
             if id(member) not in overlaps:
-                form = _form_of_member(member) or member
-            of_form.setdefault(form, []).append(member)
+                kind = _kind_of_member(member) or member
+            of_kind.setdefault(kind, []).append(member)
         alike: list[list[Member]] = []
-        for of_one_form in of_form.values():
-            first, *others = of_one_form
+        for of_one_kind in of_kind.values():
+            first, *others = of_one_kind
             # Otherwise the step fits the slots of each to its parameter.
             if others and first.present_kinds() != first.kinds:
-                alike.extend([member] for member in of_one_form)
+                alike.extend([member] for member in of_one_kind)
             else:
-                alike.append(of_one_form)
+                alike.append(of_one_kind)
         return alike
 
     def _kinds(
@@ -299,7 +299,7 @@ class Engine(ABC):
         ]
         return LeafKind(
             layout=leaf.layout.label,
-            written=forms_of(written),
+            written=dtypes_and_devices(written),
             # Sizes are those of the parameter.
             read=tuple((tensor.dtype.to_real(), tensor.device) for tensor in read),
             choices=tuple(sorted(member.choices.items())),

@@ -24,9 +24,9 @@ from gradtx.compiler import cpp
 from gradtx.compiler.constants import Constants, skeleton_of
 from gradtx.compiler.kernels import (
     AS_RECORDED,
-    Form,
     Inputs,
     PhaseKernels,
+    Variant,
     language_of,
     shape_of,
 )
@@ -76,7 +76,7 @@ class KernelBundle(MemberBundle):
         self._shapes: list[list[list[int]]] = []
         self._layouts: dict[int, ChunkLayout] = {}
         # What the kernels take as arguments, by phase, and the constants among these of each leaf.
-        self._forms = [AS_RECORDED] * len(self.operations)
+        self._variants = [AS_RECORDED] * len(self.operations)
         self._constants: list[tuple[float, ...]] = [()] * len(members)
         # Whether the memory of a contiguous gradient has the order of its parameter's.
         self._are_usual = all(map(is_usual, self._params))
@@ -119,7 +119,7 @@ class KernelBundle(MemberBundle):
         merged = type(first)(members, first.signature, first.operations, False)
         for of_phase in zip(*(bundle._shapes for bundle in bundles), strict=True):
             merged._shapes.append(list(itertools.chain.from_iterable(of_phase)))
-        merged._forms = first._forms
+        merged._variants = first._variants
         merged._constants = [row for bundle in bundles for row in bundle._constants]
         return merged
 
@@ -127,7 +127,7 @@ class KernelBundle(MemberBundle):
     def share_text(bundles: list[KernelBundle]) -> None:
         """Let the kernels of bundles whose programs differ in constants and lengths only take these as arguments."""
         constants_of = [bundle._all_constants() for bundle in bundles]
-        forms: list[Form] = []
+        variants: list[Variant] = []
         fixes_row = bool(bundles[0].signature.layout.codes)
         columns = [
             list(zip(*phase, strict=True)) for phase in zip(*constants_of, strict=True)
@@ -138,13 +138,13 @@ class KernelBundle(MemberBundle):
         count, first = sum(map(sum, differ)), 0
         for of_phase in differ:
             positions = tuple(itertools.compress(range(len(of_phase)), of_phase))
-            forms.append(Form(Constants(positions, first, count), fixes_row))
+            variants.append(Variant(Constants(positions, first, count), fixes_row))
             first += len(positions)
         for bundle, of_bundle in zip(bundles, constants_of, strict=True):
             of_leaf = itertools.chain.from_iterable(of_bundle)
             selectors = itertools.chain.from_iterable(differ)
             row = tuple(map(float, itertools.compress(of_leaf, selectors)))
-            bundle._forms, bundle._constants = forms, [row] * len(bundle.members)
+            bundle._variants, bundle._constants = variants, [row] * len(bundle.members)
 
     def skeleton(self) -> tuple[str, ...]:
         """Return what is equal in programs that differ in constants and lengths only."""
@@ -178,12 +178,12 @@ class KernelBundle(MemberBundle):
     def _kernels(self, by_row: bool) -> list[PhaseKernels]:
         kernels = []
         shared = len(self.operations[0].common)
-        for phase, form in zip(self.operations, self._forms, strict=True):
-            form = form._replace(by_row=by_row)
+        for phase, variant in zip(self.operations, self._variants, strict=True):
+            variant = variant._replace(by_row=by_row)
             if phase is not self.operations[0]:
-                form = form._replace(shared=shared)
+                variant = variant._replace(shared=shared)
             # The first argument is the parameter.
-            kernels.append(PhaseKernels.of(phase, self.device, 0, form))
+            kernels.append(PhaseKernels.of(phase, self.device, 0, variant))
         return kernels
 
     def process(self, phase: RecordedPhase) -> Any:
@@ -363,7 +363,7 @@ def _of_present(result: Any, rows: Rows) -> Any:
     return result
 
 
-def _form_of(
+def _variant_of(
     phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
 ) -> torch.Size | None:
     """Return the shape of the parameter, the first argument, if kernels may depend on it."""
@@ -398,7 +398,7 @@ class KernelEngine(ListEngine):
     skips_work = False
     shares_slots = False  # kernels compute with those of each leaf; reading all of them takes longer
     bundle_type = KernelBundle
-    form_of = staticmethod(_form_of)
+    variant_of = staticmethod(_variant_of)
     consequence = "steps run over lists of tensors"
     _has_warned = False
 

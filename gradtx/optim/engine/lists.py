@@ -49,12 +49,12 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.gradients import GRAD
 from gradtx.optim.run import COUNT, GRADIENT, Member
 from gradtx.plans.bundle import (
-    FormOf,
     ListBundle,
     Selection,
+    VariantOf,
     differ_by_leaf,
     entries_of_a_call,
-    list_form_of,
+    list_variant_of,
     sets_of_rows,
 )
 from gradtx.plans.cache import ProgramsOfChains
@@ -413,7 +413,7 @@ class ListEngine(Engine):
 
     Attributes:
         bundle_type: Creates a bundle of parameters with one program.
-        form_of: As in `ListPrograms`.
+        variant_of: As in `ListPrograms`.
         shares_slots: Whether programs compute with one number in place of 0-d slots that remain equal across leaves;
             leaves whose slots have other values belong to another bundle.
     """
@@ -422,7 +422,7 @@ class ListEngine(Engine):
     shares_slots = True
     skips_work = True
     bundle_type = MemberBundle
-    form_of: FormOf = staticmethod(list_form_of)
+    variant_of: VariantOf = staticmethod(list_variant_of)
     consequence = "steps run leaf by leaf"
     _programs: dict[Any, Any] | None = None
 
@@ -602,7 +602,7 @@ class ListEngine(Engine):
         return accepted
 
     def _list_programs(self, family: MemberFamily) -> ListPrograms:
-        return family.programs(self.form_of, self._programs_of(family))
+        return family.programs(self.variant_of, self._programs_of(family))
 
     def _programs_of(self, family: MemberFamily) -> dict[Any, Any]:
         if self._programs is None:

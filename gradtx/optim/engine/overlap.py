@@ -41,20 +41,20 @@ def tensors_of(member: Member) -> list[Any]:
 def _spans(members: Iterable[Member]) -> list[Span]:
     spans = []
     # Device and bytes from the first entry to the last; None without memory.
-    of_form: dict[Any, tuple[str, int] | None] = {}
+    of_kind: dict[Any, tuple[str, int] | None] = {}
     for member in members:
         for tensor in tensors_of(member):
             if not isinstance(tensor, Tensor):
                 continue
             tensor = local(tensor)
-            form = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-            if form not in of_form:
+            kind = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+            if kind not in of_kind:
                 has_memory = tensor.numel() > 0 and tensor.device.type != "meta"
-                bytes_of_form = str(tensor.device), extent_of(tensor)
-                of_form[form] = bytes_of_form if has_memory else None
-            known = of_form[form]
-            if known is not None:
-                device, size = known
+                bytes_of_kind = str(tensor.device), extent_of(tensor)
+                of_kind[kind] = bytes_of_kind if has_memory else None
+            device_and_size = of_kind[kind]
+            if device_and_size is not None:
+                device, size = device_and_size
                 start = tensor.data_ptr()
                 spans.append(Span(device, start, start + size, id(member)))
     return spans

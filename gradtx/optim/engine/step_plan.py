@@ -99,7 +99,7 @@ class StepPlan(Plan[Any]):
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
         gradients = list(map(likely_gradient, members))
-        self._gradient_forms = list(map(TensorKind.of, gradients))
+        self._gradient_kinds = list(map(TensorKind.of, gradients))
         self._gradient_strides = list(map(Tensor.stride, gradients))
         self._have_planned_layout = _torch.layout_check(gradients)
         # In place of gradients, on first use: a plan holds none.
@@ -181,19 +181,19 @@ class StepPlan(Plan[Any]):
         if self._are_planned(*gradients, *memory):
             return True
         self.gradients_are_as_planned = self._have_planned_layout(*gradients)
-        have_forms = (
+        have_kinds = (
             self.gradients_are_as_planned
-            or list(map(TensorKind.of, gradients)) == self._gradient_forms
+            or list(map(TensorKind.of, gradients)) == self._gradient_kinds
         )
-        return have_forms and self._guard.have_same_layout(*memory)
+        return have_kinds and self._guard.have_same_layout(*memory)
 
     def _with_stand_ins(self, gradients: list[Tensor | None]) -> list[Tensor]:
         """Return the gradients, and tensors of their planned layout where there are none."""
         if not self._stand_ins:
-            forms = zip(self._gradient_forms, self._gradient_strides, strict=True)
+            kinds = zip(self._gradient_kinds, self._gradient_strides, strict=True)
             self._stand_ins = [
-                stand_in(param, form.dtype, stride)
-                for param, (form, stride) in zip(self._params, forms, strict=True)
+                stand_in(param, kind.dtype, stride)
+                for param, (kind, stride) in zip(self._params, kinds, strict=True)
             ]
         return [
             like if gradient is None else gradient
@@ -222,7 +222,7 @@ def fingerprint_of(
     """Return what a plan depends on, given that of the last step."""
     trees = {}
     for name, tree in step.trees.items():
-        trees[name] = {leaf: form_of(value) for leaf, value in tree.items()}
+        trees[name] = {leaf: kind_of_extra(value) for leaf, value in tree.items()}
     of_step = (
         step.scalar_dtypes,
         trees,
@@ -236,6 +236,6 @@ def fingerprint_of(
     return of_members, of_step
 
 
-def form_of(tensor: Tensor | None) -> TensorKind | None:
+def kind_of_extra(tensor: Tensor | None) -> TensorKind | None:
     """Return the properties of a leaf's extra that a plan depends on."""
     return None if tensor is None else TensorKind.of(tensor)
