@@ -667,12 +667,14 @@ def warn_of_order(who: str, txs: Iterable[GradientTransformation]) -> None:
         txs: Its arguments, of which chains are flattened.
     """
     links: list[GradientTransformation] = []
-    known: set[str] = set()
+    faults_of_parts: set[str] = set()
     for tx in txs:
         links.extend(tx._txs if isinstance(tx, Chain) else (tx,))
         if isinstance(tx, Chain):
-            known.update(order_faults(tx._txs))
-    fault = next((fault for fault in order_faults(links) if fault not in known), None)
+            faults_of_parts.update(order_faults(tx._txs))
+    fault = next(
+        (fault for fault in order_faults(links) if fault not in faults_of_parts), None
+    )
     if fault is not None:
         warn_user(f"{who}: {fault}")
 

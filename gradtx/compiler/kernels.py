@@ -171,14 +171,14 @@ class PhaseKernels(ABC):
     def packed(self, scalars: Sequence[Any]) -> tuple[bytes, dict[int, Tensor]]:
         """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
         values = list(map(scalars.__getitem__, self._positions))
-        unknown: dict[int, Tensor] = {}
+        on_device: dict[int, Tensor] = {}
         if not PYTHON_NUMBERS.issuperset(map(type, values)):
             for i, (scalar, kind) in enumerate(zip(values, self.kinds, strict=True)):
                 if isinstance(scalar, Tensor):
                     wide = torch.float64 if kind == "d" else torch.int64
-                    unknown[i] = scalar.to(wide).view(torch.int64)
+                    on_device[i] = scalar.to(wide).view(torch.int64)
                     values[i] = 0
-        return self._packing.pack(*values), unknown
+        return self._packing.pack(*values), on_device
 
     @functools.cached_property
     def rows(self) -> int:
@@ -224,10 +224,10 @@ class PhaseKernels(ABC):
         Raises:
             UnsuitableProgramError: If kernels cannot run it.
         """
-        known = _KERNELS.of(phase.text)
+        kernels_of_text = _KERNELS.of(phase.text)
         columns = columns_of(phase)
         key = device, leaf, columns, shape_of(phase, leaf), variant
-        if key not in known:
+        if key not in kernels_of_text:
             language = language_of(device)
             assert language is not None
             recording = phase.recording
@@ -242,8 +242,10 @@ class PhaseKernels(ABC):
             scalars = Scalars(program, device)
             outputs = list(program.results)
             texts = text.source, scalars.given(frozenset()).text, repr(outputs)
-            known[key] = language(text, outputs, order, texts, scalars, variant.by_row)
-        return known[key]
+            kernels_of_text[key] = language(
+                text, outputs, order, texts, scalars, variant.by_row
+            )
+        return kernels_of_text[key]
 
 
 def _of_sets(values: Sequence[Any], device: torch.device, rows: Rows) -> Any:
@@ -331,14 +333,14 @@ class TritonKernels(PhaseKernels):
 
         If a scalar's bit is set, its word is the index of its value among those on the device.
         """
-        packed, unknown = self.packed(scalars)
+        packed, on_device = self.packed(scalars)
         words = list(struct.unpack(f"={len(self._positions)}q", packed))
-        on_device = 0
-        for index, i in enumerate(unknown):
-            on_device |= 1 << i
+        bits = 0
+        for index, i in enumerate(on_device):
+            bits |= 1 << i
             words[i] = index
-        stored = torch.stack(list(unknown.values())) if unknown else unused
-        return on_device, stored, *words
+        stored = torch.stack(list(on_device.values())) if on_device else unused
+        return bits, stored, *words
 
     def _arguments_of_sets(
         self, sets: Sequence[Sequence[Any]], unused: Tensor, rows: Rows
@@ -349,10 +351,10 @@ class TritonKernels(PhaseKernels):
         """
         values = [[scalars[i] for i in self._positions] for scalars in sets]
         columns = list(zip(*values, strict=True))
-        unknown = [i for i, x in enumerate(columns) if any(map(_is_tensor, x))]
+        on_device = [i for i, x in enumerate(columns) if any(map(_is_tensor, x))]
         kinds, stored = list(self.kinds), unused
-        if unknown:
-            stored, starts = _on_device({i: columns[i] for i in unknown}, self.kinds)
+        if on_device:
+            stored, starts = _on_device({i: columns[i] for i in on_device}, self.kinds)
             for i, start in starts.items():
                 kinds[i] = "q"
                 for at, of_set in enumerate(values, start):
@@ -362,7 +364,7 @@ class TritonKernels(PhaseKernels):
         words = unused
         if packed:
             words = rows.with_these(list(struct.unpack(f"={len(flat)}q", packed)))
-        return sum(1 << i for i in unknown), words, stored, rows.sets
+        return sum(1 << i for i in on_device), words, stored, rows.sets
 
 
 def _is_tensor(value: Any) -> bool:
@@ -430,11 +432,11 @@ class CppKernels(PhaseKernels):
 
     def run(self, inputs: Inputs) -> Tensor:
         _, scalars, table, layout, rows, _ = inputs
-        packed, unknown = (
+        packed, on_device = (
             self.packed(scalars) if rows is None else self._packed_sets(scalars)
         )
         words = (ctypes.c_char * len(packed)).from_buffer_copy(packed)
-        for i, word in unknown.items():
+        for i, word in on_device.items():
             torch.frombuffer(words, dtype=torch.int64)[i].copy_(word)
         results, address = NO_RESULTS, 0
         if self.rows:
@@ -463,13 +465,13 @@ class CppKernels(PhaseKernels):
         if PYTHON_NUMBERS.issuperset(map(type, flat)):  # a shortcut
             return struct.pack(f"={self.kinds * len(sets)}", *flat), {}
         packed: list[bytes] = []
-        unknown: dict[int, Tensor] = {}
+        on_device: dict[int, Tensor] = {}
         for at, scalars in enumerate(sets):
             words, of_set = self.packed(scalars)
             packed.append(words)
             for i, word in of_set.items():
-                unknown[at * len(self._positions) + i] = word
-        return b"".join(packed), unknown
+                on_device[at * len(self._positions) + i] = word
+        return b"".join(packed), on_device
 
     @functools.cached_property
     def _function(self) -> Callable[[bytes], None]:

@@ -53,24 +53,24 @@ def cost(shape: Sequence[int]) -> float:
 
 
 def assigned(
-    shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]
+    shapes: Mapping[str, Sequence[int]], size: int, assigned_owners: Mapping[str, int]
 ) -> dict[str, int]:
     """Assign each leaf to a rank: the costliest leaf first, to the rank with the least work; ties by name.
 
     Args:
         shapes: The shape of each leaf.
         size: The number of ranks.
-        known: The owners of leaves that are already assigned, which do not change.
+        assigned_owners: The owners of leaves that are already assigned, which do not change.
     """
     loads = [0.0] * size
-    owners = dict(known)
-    for name, owner in known.items():
+    owners = dict(assigned_owners)
+    for name, owner in assigned_owners.items():
         loads[owner] += cost(shapes[name])
 
     def costliest_first(name: str) -> tuple[float, str]:
         return -cost(shapes[name]), name
 
-    for name in sorted(shapes.keys() - known.keys(), key=costliest_first):
+    for name in sorted(shapes.keys() - assigned_owners.keys(), key=costliest_first):
         owner = loads.index(min(loads))
         loads[owner] += cost(shapes[name])
         owners[name] = owner
@@ -367,13 +367,13 @@ class Exchange:
         self._team: Team = jobs[0].team
         self._are_whole = jobs[0].is_whole
         shapes: dict[str, torch.Size] = {}
-        known: dict[str, int] = {}
+        assigned_owners: dict[str, int] = {}
         for job in jobs:
             shapes[job.name] = job.template.shape
             owner = job.leaf.key.owner
             if owner is not None:
-                known[job.name] = owner
-        self._owners = assigned(shapes, self._team.size, known)
+                assigned_owners[job.name] = owner
+        self._owners = assigned(shapes, self._team.size, assigned_owners)
 
     def run(self) -> None:
         """Process all buckets; while the owners compute one bucket, the next one is in transit."""

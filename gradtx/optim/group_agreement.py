@@ -88,9 +88,9 @@ def _still_agree(
         before: Those that agreed.
         free: As for `_agree_for_good`.
     """
-    for values, known in zip(values_of_groups, before, strict=True):
+    for values, agreed in zip(values_of_groups, before, strict=True):
         for name, value in values.items():
-            if value is known.get(name, UNSEEN):
+            if value is agreed.get(name, UNSEEN):
                 continue
             if not are_floats(value):
                 return False

@@ -62,7 +62,7 @@ from gradtx.optim.own_gradients import (
     mark_read,
 )
 from gradtx.optim.parameters import Members
-from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
+from gradtx.optim.run import Extras, MemoizedClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
 from gradtx.plans.hyperparameters import each_item
@@ -337,7 +337,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: max_iter={max_iter!r} must be an int of at least 1, and needs a closure"
             )
         params = params_of(self.param_groups)
-        memoized = KnownClosure(closure, params)
+        memoized = MemoizedClosure(closure, params)
         losses = []
         for _ in range(max_iter):
             before = Weights(params)

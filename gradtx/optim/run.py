@@ -65,8 +65,8 @@ class DeviceCount:
     def follow(self, step: Tensor) -> None:
         """Take the value of a state's tensor `step` on the device, which may have been written without a version."""
         # float32 may have rounded a count that a graph has advanced.
-        is_known = step == self.made.to(step.dtype)
-        self.made.copy_(torch.where(is_known, self.made, step.to(torch.int64)))
+        is_own_count = step == self.made.to(step.dtype)
+        self.made.copy_(torch.where(is_own_count, self.made, step.to(torch.int64)))
 
     def after(self, tick: int | Tensor) -> DeviceCount:
         """Return the count after a step that adds `tick`."""
@@ -236,7 +236,7 @@ def _comparable(slot: Tensor) -> Tensor:
     return values.view(torch.uint8) if values.dtype.itemsize == 1 else values
 
 
-class KnownCounts:
+class LastCounts:
     """The counts of all parameters after a step, in states that the next step need not look up again.
 
     Counts on the host are compared by value: collectives, `.data`, NumPy arrays and other processes write them without
@@ -285,7 +285,7 @@ class KnownCounts:
     @classmethod
     def of(
         cls, members: list[Member], states: Mapping[Tensor, State]
-    ) -> KnownCounts | None:
+    ) -> LastCounts | None:
         """Return what holds the counts of members, if writes to it are noticed."""
         # Entries that belong to no parameter may be anything.
         if not DICTS.issuperset(map(type, states.values())):
@@ -301,8 +301,8 @@ class KnownCounts:
         if not all(on_host) and (any(on_host) or any(map(Tensor.is_inference, steps))):
             return None
         with contextlib.suppress(RuntimeError):  # a stand-in without memory
-            known = cls(members, states)
-            return known if known.hold(members, states) else None
+            counts = cls(members, states)
+            return counts if counts.hold(members, states) else None
         return None
 
     def hold(self, members: list[Member], states: Mapping[Tensor, State]) -> bool:
@@ -424,7 +424,7 @@ class Weights:
         return not total(differences)  # over all shards, so that all ranks decide alike
 
 
-class KnownClosure:
+class MemoizedClosure:
     """A closure that is not called again at the weights of the lowest loss, where line searches end."""
 
     def __init__(self, closure: Callable[[], Any], params: Sequence[Tensor]):

@@ -48,7 +48,7 @@ from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
     GRADIENT,
     Extras,
-    KnownCounts,
+    LastCounts,
     Member,
     OptimizerRun,
     Trees,
@@ -159,8 +159,8 @@ class Step:
         if creates_together and self.begins_with_all:
             self._compare()
         # A shortcut: all parameters with gradients have the slots that their groups need.
-        known = core.known_counts
-        rows = known.complete_rows(self) if known is not None else None
+        last_counts = core.last_counts
+        rows = last_counts.complete_rows(self) if last_counts is not None else None
         self.continues = rows is not None
         self.rows = self._completed() if rows is None else rows
         self.members, self.all_have_gradients = self.rows, True
@@ -264,10 +264,10 @@ class Step:
             present = itertools.compress(gradients, have_gradients)
         if not STRIDED.issuperset(map(LAYOUT, present)):
             self._check_dense(members)
-        known = self.core.known_counts
-        if known is not None and known.hold(members, states):
+        last_counts = self.core.last_counts
+        if last_counts is not None and last_counts.hold(members, states):
             return have_gradients
-        self.core.known_counts = None
+        self.core.last_counts = None
         for member in members:
             state = member.state = states.get(member.param, {})
             if state and not member.layout.keys <= state.keys():
@@ -317,7 +317,7 @@ class Step:
             if steps or member.has_moved_in:
                 params.append(param)
         if params:
-            self.core.known_counts = None
+            self.core.last_counts = None
             self.core.states.create(settings, params)
 
     @functools.cached_property
@@ -346,14 +346,14 @@ class Step:
             self._end_run()
         self.counts.end()
         if self.counts.are_replaced:
-            core.known_counts = None
+            core.last_counts = None
         else:
-            known = core.known_counts
-            if known is None:
-                known = KnownCounts.of(self.every, core.states.by_param)
-                core.known_counts = known
-            if known is not None:
-                known.note(self)
+            last_counts = core.last_counts
+            if last_counts is None:
+                last_counts = LastCounts.of(self.every, core.states.by_param)
+                core.last_counts = last_counts
+            if last_counts is not None:
+                last_counts.note(self)
         for settings in self.groups:
             if settings.shown:
                 settings.show(self.counts.shown)

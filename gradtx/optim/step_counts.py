@@ -52,7 +52,7 @@ class StepCounts:
         device: torch.device,
         scaling: Scaling | None,
     ):
-        known = core.known_counts
+        last_counts = core.last_counts
         may_count_on_device = scaling is not None or core.capturable
         on_device = may_count_on_device and not core.counts_on_host()
         self._core = core
@@ -70,8 +70,8 @@ class StepCounts:
                 _, self.tick = scaling.on(device)
             move_counts(members, device)
             largest = self._largest_on_device()
-        elif known is not None:
-            largest = known.largest
+        elif last_counts is not None:
+            largest = last_counts.largest
         if largest is None:
             if DeviceCount in map(type, map(COUNT, members)):
                 move_counts(members, None)
@@ -79,12 +79,16 @@ class StepCounts:
         if not on_device and largest >= FLOAT32_COUNTS:
             self._keep_exact()
         self._largest: int | Tensor = largest
-        missed = missed_in(map(STATE, members)) if known is None else known.missed
+        missed = (
+            missed_in(map(STATE, members))
+            if last_counts is None
+            else last_counts.missed
+        )
         # Schedules follow the updates before this step.
         self.updates = largest
         self._missed: MissedUpdates | None = None
         if on_device or missed is not None:
-            is_stored = known is not None and known.all_have_missed
+            is_stored = last_counts is not None and last_counts.all_have_missed
             counting_device = device if on_device else CPU
             self._missed = MissedUpdates(
                 members, missed, counting_device, largest, is_stored
@@ -121,7 +125,7 @@ class StepCounts:
             if isinstance(step, Tensor) and step.dtype != torch.float64:
                 member.state["step"] = as_step(member.count, torch.float64)
                 member.set_count(member.count)
-                self._core.known_counts = None
+                self._core.last_counts = None
 
     def count_up(self, bundles: Iterable[Any]) -> None:
         """Write the counts after the step into the states of the members of bundles that are done."""
@@ -178,7 +182,7 @@ class StepCounts:
         if missed is not None and missed.end(
             after, self.tick, core.capturable, self._has_counted
         ):
-            core.known_counts = None
+            core.last_counts = None
         if core.capturable:
             keep_counts_in_place(core.members.by_param.values(), self._after)
 

@@ -91,16 +91,16 @@ class StepLeaves:
 
         Their operations need not be those of this step, if they tell as much.
         """
-        core, known = self.core, self.core.members
+        core, all_members = self.core, self.core.members
         route_of = self._route
         if not (
             self.scaling is not None
             or core.traits.exchanges
-            or known.traits.restarts_inner
+            or all_members.traits.restarts_inner
         ):
 
             def route_of(member: Member) -> Route:
-                return known.outline(known.groups[member.group])
+                return all_members.outline(all_members.groups[member.group])
 
         gradients = list(map(likely_gradient, members))
         return self._released(members, gradients, route_of)
@@ -164,8 +164,8 @@ def check_fits(core: Core, members: list[Member]) -> None:
                 f"{what} has several entries in the same memory, as after expand(), so a step cannot write them; "
                 "copy it: param.data = param.data.clone(memory_format=torch.contiguous_format)"
             )
-        is_known = member.present_kinds() == member.kinds
-        if not (is_known and isinstance(member.state["step"], Tensor)):
+        has_kinds = member.present_kinds() == member.kinds
+        if not (has_kinds and isinstance(member.state["step"], Tensor)):
             core.states.refit(member)
 
 

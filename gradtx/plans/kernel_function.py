@@ -108,9 +108,9 @@ class KernelFunction:
         addresses = [list(map(Tensor.data_ptr, column)) for column in columns]
         shapes = tuple(tensor.shape for tensor in like)
         device = like[0].device
-        known = self._tables.get(shapes)
-        if known is not None:
-            table, layout = known
+        entry = self._tables.get(shapes)
+        if entry is not None:
+            table, layout = entry
             table = copy.copy(table)  # another thread may run
             table.point_to(addresses)
             return table, layout

@@ -21,8 +21,8 @@ class ListPrograms:
         record: Records the program for a leaf with these arguments.
         variant_of: Returns what is the same for phases of one text that one function can run.
         on_host: Whether the host knows the scalars.
-        key: Identifies the step among those whose programs are in `known`.
-        known: Programs, or the reasons why there is none.
+        key: Identifies the step among those whose programs are in `kept`.
+        kept: Programs, or the reasons why there is none.
         ignores_sizes: Whether programs depend on the number of entries of leaves at most, so that those of two numbers
             tell whether all leaves with as many dimensions share a program.
     """
@@ -31,25 +31,25 @@ class ListPrograms:
     variant_of: VariantOf
     on_host: bool
     key: Any
-    known: dict[Any, Any]
+    kept: dict[Any, Any]
     ignores_sizes: bool = False
 
     def of(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         shapes = tuple(tensor.shape for tensor in tensors)
         of_shapes = self.key, self.variant_of, shapes
-        if of_shapes in self.known:
-            return self.known[of_shapes]
+        if of_shapes in self.kept:
+            return self.kept[of_shapes]
         size = tensors[0].numel()
         if not self.ignores_sizes or 1 in shapes[0] or not size:
-            program = self.known[of_shapes] = self._recorded(tensors)
+            program = self.kept[of_shapes] = self._recorded(tensors)
             return program
         of_dimensions = self.key, self.variant_of, "any sizes", tuple(map(len, shapes))
-        of_sizes: dict[int, Any] = self.known.setdefault(of_dimensions, {})
+        of_sizes: dict[int, Any] = self.kept.setdefault(of_dimensions, {})
         programs = list(of_sizes.values())
         if len(programs) > 1 and all(x is programs[0] for x in programs):
             return programs[0]
-        program = self.known[of_shapes] = self._recorded(tensors)
+        program = self.kept[of_shapes] = self._recorded(tensors)
         of_sizes[size] = program
         return program
 
@@ -70,7 +70,7 @@ class ListPrograms:
             sums = () if phase.operation is None else phase.names
             variants.append((phase.text, sums, variant))
         of_variants = self.key, self.variant_of, tuple(variants)
-        return self.known.setdefault(of_variants, program)
+        return self.kept.setdefault(of_variants, program)
 
     def by_program(
         self, leaves: Sequence[tuple[Any, list[Tensor]]]

@@ -213,7 +213,7 @@ _RECORDINGS = ProgramsOfChains()
 
 
 def _recordings_of(tx: Transformation) -> dict[Any, Any]:
-    """Return the recorded programs of leaves of a transformation; see `ListPrograms.known`."""
+    """Return the recorded programs of leaves of a transformation; see `ListPrograms.kept`."""
     recordings = _RECORDINGS.of_chain(tx)
     if len(recordings) > MOST_RECORDINGS:
         recordings.clear()

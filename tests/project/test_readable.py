@@ -17,7 +17,7 @@ CLASSES_OF = {
     "kind": {"LeafKind", "TensorKind"},
     "plan": {"MemoryPlan", "Plan", "StepPlan", "TreePlan"},
     "run": {"Run", "BlockRun", "OptimizerRun", "RecordedRun", "SingleRun", "SpaceRun", "TreeRun"},
-    "count": {"DeviceCount", "KnownCounts", "OfCount", "StepCounts"},
+    "count": {"DeviceCount", "LastCounts", "OfCount", "StepCounts"},
     "hyperparameter": {"Hyperparameters"},
 }
 # What a function or an attribute may still call so, and why.

@@ -316,15 +316,15 @@ class KernelBundle(MemberBundle):
 
     def launches(self) -> list[list[Launch]]:
         """Return the launches of each phase."""
-        known: set[int] = set()  # arguments that an earlier kernel has read
+        already_read: set[int] = set()  # arguments that an earlier kernel has read
         phases: list[list[Launch]] = []
         for at, kernels in enumerate(self.kernels):
             phases.append([])
             for kernel in kernels.text.kernels:
                 read = {i: self._bytes(at, moved) for i, moved in kernel.reads.items()}
                 written = sum(self._bytes(at, x) for x in kernel.writes.values())
-                again = sum(read[i] for i in known & read.keys())
-                known |= read.keys()
+                again = sum(read[i] for i in already_read & read.keys())
+                already_read |= read.keys()
                 sizes = sum(read.values()), written, again
                 phases[-1].append(Launch(kernel.name, len(self.stepping), *sizes))
         return phases

@@ -385,13 +385,13 @@ def _parts_of(members: list[Member], splits: bool, signature: Signature) -> Part
     # The entries of a leaf, of its largest slot, and of its parts, by the kinds of its tensors.
     of_kinds: dict[int, tuple[int, int, int | None]] = {}
     for row, member in enumerate(members):
-        known = of_kinds.get(id(member.kinds))
-        if known is None:
+        sizes_of_kind = of_kinds.get(id(member.kinds))
+        if sizes_of_kind is None:
             size = entries_of(member.param)
             largest = max(size, *(entries_of(member.state[key]) for key in keys), 0)
             part = part_of(member, signature.positional) if splits else None
-            known = of_kinds[id(member.kinds)] = size, largest, part
-        size, largest, part = known
+            sizes_of_kind = of_kinds[id(member.kinds)] = size, largest, part
+        size, largest, part = sizes_of_kind
         if part is None:
             is_vector = splits and has_codes
             pieces.append((member, slice(0, size) if is_vector else None))
@@ -482,7 +482,7 @@ class ListEngine(Engine):
         # Leaves with codes are vectors; parts that know their positions have programs of their own.
         is_coded = bool(family.signature.layout.codes)
         are_vectors = is_coded and not is_positional(family.operations)
-        known = self._programs_of(family)
+        programs = self._programs_of(family)
         shapes = {as_real(member.param).shape: member for member in family.members}
         for member in shapes.values():
             part = part_of(member)
@@ -490,9 +490,9 @@ class ListEngine(Engine):
                 continue
             tensors = family.arguments(member)
             key = ("in parts", family.key, tensors[0].shape)
-            if key not in known:
-                known[key] = self._parts_agree(family, tensors, part)
-            if not known[key]:
+            if key not in programs:
+                programs[key] = self._parts_agree(family, tensors, part)
+            if not programs[key]:
                 return False
         return True
 
@@ -503,7 +503,7 @@ class ListEngine(Engine):
         programs, operations = self._list_programs(family), family.operations
         is_coded = bool(family.signature.layout.codes)
         are_positional = is_positional(operations)
-        # Leaves without codes run this program, which is then known.
+        # Leaves without codes run this program, which is then kept.
         whole = family.recorded(tensors) if is_coded else programs.of(tensors)
         if isinstance(whole, str):
             return False

@@ -115,7 +115,7 @@ def with_a_closure(optimizer, params):
 
 def forget(optimizer):
     """Have the next step find out everything again."""
-    optimizer._core.known_counts = None
+    optimizer._core.last_counts = None
     for engine in optimizer._core.back_ends:
         engine.forget()
 
