@@ -56,20 +56,20 @@ class MissedUpdates:
         return largest + (int(self._value) if isinstance(largest, int) else self._value)
 
     def end(
-        self, after: list[Any], tick: int | Tensor, stays: bool, has_counted: bool
+        self, after: list[Any], increment: int | Tensor, stays: bool, has_counted: bool
     ) -> bool:
         """Write the missed updates after the step; return whether states have another tensor now.
 
         Args:
             after: The counts of the parameters after the step.
-            tick: The increment of the step.
+            increment: The increment of the step.
             stays: Whether a graph may repeat the step when the host knows other counts.
             has_counted: Whether a count has risen.
         """
         if isinstance(self._largest, int):
             change: int | Tensor = int(has_counted and max(after) == self._largest)
         else:
-            change = self._change_on_device(after, tick, stays)
+            change = self._change_on_device(after, increment, stays)
         if isinstance(change, Tensor) or change:
             self._add(change)
         if self._value is None or self._value is self._stored:
@@ -77,7 +77,7 @@ class MissedUpdates:
         return self._store(self._value)
 
     def _change_on_device(
-        self, after: list[Any], tick: int | Tensor, stays: bool
+        self, after: list[Any], increment: int | Tensor, stays: bool
     ) -> int | Tensor:
         """Return by how much the missed updates rise; 0 if the host knows that they do not."""
         pairs = list(zip(self._counts, after, strict=True))
@@ -94,7 +94,7 @@ class MissedUpdates:
             return 0
         counts = {count for count in after if isinstance(count, DeviceCount)}
         largest = torch.stack([count.made for count in counts]).amax()
-        return self._largest + tick - largest
+        return self._largest + increment - largest
 
     def _add(self, change: int | Tensor) -> None:
         if self._value is None:

@@ -68,10 +68,10 @@ class DeviceCount:
         is_own_count = step == self.made.to(step.dtype)
         self.made.copy_(torch.where(is_own_count, self.made, step.to(torch.int64)))
 
-    def after(self, tick: int | Tensor) -> DeviceCount:
-        """Return the count after a step that adds `tick`."""
-        least = self.least if isinstance(tick, Tensor) else self.least + tick
-        return DeviceCount(self.made + tick, self.most + 1, least, self.behind)
+    def after(self, increment: int | Tensor) -> DeviceCount:
+        """Return the count after a step that adds `increment`."""
+        least = self.least if isinstance(increment, Tensor) else self.least + increment
+        return DeviceCount(self.made + increment, self.most + 1, least, self.behind)
 
 
 def most_of(count: int | DeviceCount) -> int:
@@ -348,7 +348,7 @@ class LastCounts:
         self._rows = step.rows
         if self._structures != step.structures:
             self._are_complete = step.have_gradients
-        elif not step.continues:
+        elif not step.repeats_last:
             are_complete = map(operator.or_, self._are_complete, step.have_gradients)
             self._are_complete = list(are_complete)
         self._structures = step.structures

@@ -79,12 +79,12 @@ class Step:
         core: The core of the optimizer.
         extras: The inputs other than gradients, of the caller or of its closure.
         device: The device of the first parameter.
-        tick: The increment that the step adds to counts.
+        increment: What the step adds to counts.
         count: The number of finished updates, in which any parameter had a gradient: schedules follow it.
         rows: The parameters with slots, of which those with a gradient step: the rows of plans.
         members: The parameters that step.
         all_have_gradients: Whether all rows have gradients.
-        continues: Whether states and groups are unchanged since the last step, which had the same rows.
+        repeats_last: Whether states and groups are unchanged since the last step, which had the same rows.
         have_gradients: Which of all parameters had gradients when it began.
         groups: The settings of the parameter groups.
         by_param: All parameters of the optimizer.
@@ -161,16 +161,16 @@ class Step:
         # A shortcut: all parameters with gradients have the slots that their groups need.
         last_counts = core.last_counts
         rows = last_counts.complete_rows(self) if last_counts is not None else None
-        self.continues = rows is not None
+        self.repeats_last = rows is not None
         self.rows = self._completed() if rows is None else rows
         self.members, self.all_have_gradients = self.rows, True
         if self.rows is not self.every or not all(self.have_gradients):
             self.members, self.all_have_gradients = self._stepping()
         counts = self.counts = StepCounts(core, self.every, self.device, scaling)
-        self.count, self.on_host, self.tick = (
+        self.count, self.on_host, self.increment = (
             counts.updates,
             counts.on_host,
-            counts.tick,
+            counts.increment,
         )
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))

@@ -38,7 +38,7 @@ class StepCounts:
 
     Attributes:
         on_host: Whether the host may read counts and numbers; otherwise the device counts.
-        tick: The increment that the step adds to counts.
+        increment: What the step adds to counts.
         are_replaced: Whether states have new tensors, as after leaves have run one at a time.
         updates: The number of finished updates, in which any parameter had a gradient: schedules follow it.
     """
@@ -59,7 +59,7 @@ class StepCounts:
         self._members = members
         self._device = device
         self.on_host = not on_device and scaling is None
-        self.tick: int | Tensor = 1
+        self.increment: int | Tensor = 1
         # For each count on the device, the count after the step.
         self._after: dict[Any, DeviceCount] = {}
         self.are_replaced = False
@@ -67,7 +67,7 @@ class StepCounts:
         largest = None
         if on_device:
             if scaling is not None:
-                _, self.tick = scaling.on(device)
+                _, self.increment = scaling.on(device)
             move_counts(members, device)
             largest = self._largest_on_device()
         elif last_counts is not None:
@@ -99,7 +99,7 @@ class StepCounts:
         """Compute the counts after the step, and return the largest count before it."""
         # Parameters without state have a count on the host.
         counts = self._counts_on_device()
-        self._after = {count: count.after(self.tick) for count in counts}
+        self._after = {count: count.after(self.increment) for count in counts}
         if not counts:
             return torch.zeros((), dtype=torch.int64, device=self._device)
         if max(count.bound for count in counts) >= FLOAT32_COUNTS:
@@ -161,7 +161,7 @@ class StepCounts:
         self._has_counted = True
         member, step = leaf.key, leaf.state["step"]
         if not self._after:
-            leaf.state["step"] = step + self.tick
+            leaf.state["step"] = step + self.increment
             member.count += 1
             return
         after = self._after[member.count]
@@ -180,7 +180,7 @@ class StepCounts:
             missed = MissedUpdates(self._members, None, CPU, self._largest)
             self._missed = missed
         if missed is not None and missed.end(
-            after, self.tick, core.capturable, self._has_counted
+            after, self.increment, core.capturable, self._has_counted
         ):
             core.last_counts = None
         if core.capturable:

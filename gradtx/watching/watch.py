@@ -170,8 +170,8 @@ class Watcher:
         self._observed = None
         self._begun += 1
         self._seen.with_gradient.note(step)
-        if isinstance(step.tick, Tensor):
-            self._skipped = self._skipped + (1 - step.tick.to(torch.int64))
+        if isinstance(step.increment, Tensor):
+            self._skipped = self._skipped + (1 - step.increment.to(torch.int64))
         if self._next is None and self._begun % self._every == 0:
             self._next = "sample"
         # While gradients are released, leaves have stepped before this.

@@ -230,7 +230,7 @@ def fingerprint_of(
         step.scaling is not None,
         step.on_host,
     )
-    if last is not None and step.continues and members is last.members:
+    if last is not None and step.repeats_last and members is last.members:
         return last.fingerprint[0], of_step
     of_members = members, list(map(GROUP_AND_LAYOUT, members)), step.structures
     return of_members, of_step
