@@ -629,7 +629,7 @@ class FactoryCall(GradientTransformation):
         children = self._children()
         return len(children) > 0 and all(child._maximizes for child in children)
 
-    def _skeleton(self) -> Any:
+    def _structure(self) -> Any:
         if self._is_scheduled or not self._spec.is_ours:
             # A schedule, or a user's function, may refer to any object, which a shared program would keep alive.
             return None
@@ -640,7 +640,7 @@ class FactoryCall(GradientTransformation):
             if argument.is_hyperparameter and not isinstance(value, OfCount):
                 continue
             if isinstance(value, GradientTransformation):
-                value = value._skeleton()
+                value = value._structure()
                 if value is None:
                     return None
             elif not _is_constant(value):

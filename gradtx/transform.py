@@ -22,7 +22,7 @@ from gradtx.execution.expansion import is_checked_already
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.pure import graph_node as _graphs
-from gradtx.pure import tree_plan as _list_trees
+from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
@@ -179,7 +179,7 @@ class GradientTransformation:
         self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         is_traced = torch.compiler.is_dynamo_compiling()
-        update = _graphs.update if is_traced else _list_trees.update
+        update = _graphs.update if is_traced else _tree_plans.update
         call = _pure.UpdateCall(self, updates, state, params, extras)
         kinds, _ = self._requirements()
         if "grad_sample" in kinds and "grad_sample" not in extras:
@@ -260,7 +260,7 @@ class GradientTransformation:
         """Return the places of hyperparameters, as of the transformation with this identity, which dynamo guards."""
         return self._places_of(*names)
 
-    def _skeleton(self) -> Any:
+    def _structure(self) -> Any:
         """Return the structure without hyperparameter values; None if its programs cannot be shared."""
         return None
 
@@ -306,7 +306,7 @@ class GradientTransformation:
         return None
 
     _hyperparameters: Any = None  # the hyperparameters that programs take as arguments
-    _program_cache: dict[Any, Any] | None = None  # the programs of pure updates
+    _plan_cache: dict[Any, Any] | None = None  # the plans of pure updates
 
     _required: tuple[dict[str, str], list[Requirement]] | None = None
 
@@ -600,9 +600,9 @@ class Chain(GradientTransformation):
     def _links(self) -> list[GradientTransformation]:
         return [link for tx in self._txs for link in tx._links()]
 
-    def _skeleton(self) -> Any:
-        skeletons = tuple(tx._skeleton() for tx in self._txs)
-        return None if None in skeletons else ("chain", skeletons)
+    def _structure(self) -> Any:
+        structures = tuple(tx._structure() for tx in self._txs)
+        return None if None in structures else ("chain", structures)
 
     def _rebuilt(
         self,

@@ -12,7 +12,7 @@ from gradtx.compiler.cache import SharedPrograms
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
 from gradtx.plans.cache import ProgramsOfChains
-from gradtx.pure import tree_plan as _list_trees
+from gradtx.pure import tree_plan as _tree_plans
 from tests import tiers
 
 # First of all: torch's autograd takes no device that is registered after its first backward pass, and modules that
@@ -69,9 +69,9 @@ def forget_programs(monkeypatch):
 
     def forget():
         monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
-        for module in (lists, _list_trees):
+        for module in (lists, _tree_plans):
             monkeypatch.setattr(module, "_SHARED", ProgramsOfChains())
-        monkeypatch.setattr(_list_trees, "_RECORDINGS", ProgramsOfChains())
+        monkeypatch.setattr(_tree_plans, "_RECORDINGS", ProgramsOfChains())
 
     return forget
 

@@ -1,10 +1,10 @@
-"""Divide consecutive items into chunks of bounded size: leaves of one call, tensors of one message."""
+"""Divide consecutive items into slices of bounded size: leaves of one call, tensors of one message."""
 
 from collections.abc import Iterator, Sequence
 
 
-def chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:
-    """Yield ranges of items whose sizes add up to at most `limit`, or of one larger item."""
+def slices_within(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield slices of items whose sizes add up to at most `limit`, or of one larger item."""
     start = 0
     total = 0
     for i, size in enumerate(sizes):

@@ -271,8 +271,12 @@ class SpaceRun(Inside):
         if outside not in self._clocks:
             # The inner transformation never takes part in the first step.
             step = (outside.step - 1).clamp(min=1)
-            host = None if outside.host is None else max(outside.host - 1, 1)
-            self._clocks[outside] = Clock(step, host, max(outside.least - 1, 1))
+            step_on_host = (
+                None
+                if outside.step_on_host is None
+                else max(outside.step_on_host - 1, 1)
+            )
+            self._clocks[outside] = Clock(step, step_on_host, max(outside.least - 1, 1))
         return self._clocks[outside]
 
     def _commit(self) -> None:

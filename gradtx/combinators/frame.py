@@ -479,7 +479,7 @@ class Enter(RuleOperation):
             self._finish(call, self._guarded(call))
         if self.frame.restarts is not None:
             now = outside.clock.on(leaf.device)
-            step = now.step if now.host is None else now.host
+            step = now.step if now.step_on_host is None else now.step_on_host
             leaf.restarts = self._restarts_at(step, outside.restarts)
         outside.inner_restarts = leaf.restarts
         if self.counts:

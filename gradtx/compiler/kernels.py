@@ -241,7 +241,11 @@ class PhaseKernels(ABC):
             order = {node: i for i, node in enumerate(program.scalars())}
             scalars = Scalars(program, device)
             outputs = list(program.results)
-            texts = text.source, scalars.given(frozenset()).text, repr(outputs)
+            texts = (
+                text.source,
+                scalars.where_on_device(frozenset()).text,
+                repr(outputs),
+            )
             kernels_of_text[key] = language(
                 text, outputs, order, texts, scalars, variant.by_row
             )

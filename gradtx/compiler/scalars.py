@@ -17,7 +17,7 @@ from gradtx.compiler.text import Text, function_text, tuple_of
 PYTHON_NUMBERS = frozenset((float, int, bool))
 
 
-class ScalarProgram:
+class ScalarFunction:
     """The function of a graph's scalars: Python scalars, or 0-d tensors where the host would have to wait.
 
     Args:
@@ -127,13 +127,13 @@ class Scalars:
     def __init__(self, lowered: LoweredGraph, device: torch.device):
         self._lowered = lowered
         self._device = device
-        self._programs: dict[frozenset[int], ScalarProgram] = {}
+        self._functions: dict[frozenset[int], ScalarFunction] = {}
 
-    def given(self, on_device: frozenset[int]) -> ScalarProgram:
-        """Return their program, given which of the shared arguments the host does not know."""
-        if on_device not in self._programs:
+    def where_on_device(self, on_device: frozenset[int]) -> ScalarFunction:
+        """Return their function where the host does not know these of the shared arguments."""
+        if on_device not in self._functions:
             scalars = [self._lowered.arguments[i] for i in on_device]
             mark_on_device(self._lowered.graph, scalars)
             text = Text(self._device)
-            self._programs[on_device] = ScalarProgram(self._lowered, text)
-        return self._programs[on_device]
+            self._functions[on_device] = ScalarFunction(self._lowered, text)
+        return self._functions[on_device]

@@ -30,7 +30,7 @@ from gradtx.compiler.in_place import MemoryPlan, compute_late
 from gradtx.compiler.liveness import ALWAYS, Case, text_of
 from gradtx.compiler.lower import LoweredGraph, lower
 from gradtx.compiler.record import Recording
-from gradtx.compiler.scalars import ScalarProgram
+from gradtx.compiler.scalars import ScalarFunction
 from gradtx.compiler.simplify import ROW, is_conversion
 from gradtx.compiler.spread import Spread
 from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
@@ -211,7 +211,7 @@ class _Writer(Text):
             raise UnsuitableProgramError("leaves have different scalars, one by one")
 
     def _by_leaf_function(
-        self, scalars: ScalarProgram, body: list[str]
+        self, scalars: ScalarFunction, body: list[str]
     ) -> ListFunction:
         """Return the function of leaves with scalars of their own, given its lines."""
         words = set(re.findall(r"\w+", "\n".join(body)))
@@ -268,7 +268,7 @@ class _Writer(Text):
     def function(self) -> ListFunction:
         body = self._run()  # first, because it determines which scalars must be tensors
         self._is_in_run = False
-        scalars = ScalarProgram(self._lowered, self)
+        scalars = ScalarFunction(self._lowered, self)
         if self._of_sets:
             return self._by_leaf_function(scalars, body)
         head = f"{tuple_of(scalars.names)} = prepared"

@@ -45,14 +45,14 @@ OWN = (
 class Clock:
     """A count of updates: `step` is the 1-based number of the current update, a 0-d int64 tensor.
 
-    `host` is the same number as a Python int if the caller (the adapter) knows it, else None; `least` is a number that
-    it cannot be below.
+    `step_on_host` is the same number as a Python int if the caller (the adapter) knows it, else None; `least` is a
+    number that it cannot be below.
     """
 
-    def __init__(self, step: Tensor, host: int | None = None, least: int = 1):
+    def __init__(self, step: Tensor, step_on_host: int | None = None, least: int = 1):
         self.step = step
-        self.host = host
-        self.least = least if host is None else host
+        self.step_on_host = step_on_host
+        self.least = least if step_on_host is None else step_on_host
         self._readings: dict[torch.device, ClockReading] = {}
 
     def on(self, device: torch.device) -> ClockReading:
@@ -60,19 +60,19 @@ class Clock:
             # Copying to a device would wait for all queued work; filling with a constant does not.
             step = (
                 self.step.to(device)
-                if self.host is None
-                else torch.full_like(self.step, self.host, device=device)
+                if self.step_on_host is None
+                else torch.full_like(self.step, self.step_on_host, device=device)
             )
-            self._readings[device] = ClockReading(step, self.host, self.least)
+            self._readings[device] = ClockReading(step, self.step_on_host, self.least)
         return self._readings[device]
 
 
 class ClockReading:
     """A clock's step on one device, with values derived from it, computed once for all leaves."""
 
-    def __init__(self, step: Tensor, host: int | None, least: int):
+    def __init__(self, step: Tensor, step_on_host: int | None, least: int):
         self.step = step
-        self.host = host
+        self.step_on_host = step_on_host
         self.least = least
         self.time = step.to(exact_dtype(step))
         self._corrections: list[tuple[Any, Tensor]] = []
@@ -94,7 +94,7 @@ class ClockReading:
 
         torch's expm1 may round differently, and the results of ranks must not differ from those of one process.
         """
-        if self.host is None or is_intercepted():  # a tracer cannot read values
+        if self.step_on_host is None or is_intercepted():  # a tracer cannot read values
             return bias_correction(beta, time)
         beta_on_host, time_on_host = _on_host(beta), _on_host(time)
         if beta_on_host is None or time_on_host is None:
@@ -213,7 +213,7 @@ class Context:
     @property
     def counts_on_host(self) -> bool:
         """Whether the host knows the count, so that a rule may also read values there."""
-        return self._reading.host is not None
+        return self._reading.step_on_host is not None
 
     @property
     def is_first(self) -> bool | Tensor:
@@ -222,7 +222,7 @@ class Context:
             return ~self.seen
         if self._reading.least > 1:
             return False
-        return ~self.seen if self._reading.host is None else True
+        return ~self.seen if self._reading.step_on_host is None else True
 
     def every(
         self,
@@ -272,8 +272,8 @@ class Context:
         keep: Callable[[], Any],
     ) -> Any:
         """Return `compute()` if `due(step)` is true, else `keep()`, as in `every`; `step` is an int or a 0-d tensor."""
-        if self._reading.host is not None:
-            return compute() if due(self._reading.host) else keep()
+        if self._reading.step_on_host is not None:
+            return compute() if due(self._reading.step_on_host) else keep()
         return selected_tree(due(self._reading.step), compute(), keep())
 
     def __getattr__(self, name: str) -> Any:

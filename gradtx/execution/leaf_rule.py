@@ -153,7 +153,7 @@ class StageState:
             dtype = self.store.shared_dtype(name)
             starts[name] = functools.partial(_initial_value, value, device, dtype)
         seed = rule.seed
-        self._random_place = 0 if seed is None else scope.run.random_place(path)
+        self._random_index = 0 if seed is None else scope.run.random_index(path)
         if seed is not None:
             starts["seed"] = lambda: torch.full((), seed, device=device)
             starts["counter"] = lambda: torch.zeros(
@@ -412,7 +412,7 @@ class StageState:
 
     def _stream(self, leaf: Leaf, counter: Tensor) -> Stream:
         seed = self.shared["seed"]
-        return Stream(seed, counter, leaf.stream_name, self._random_place)
+        return Stream(seed, counter, leaf.stream_name, self._random_index)
 
 
 def _initial_value(

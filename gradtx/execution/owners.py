@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.base.chunks import chunks
+from gradtx.base.chunks import slices_within
 from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.errors import Path
 from gradtx.distributed.collectives import BUCKET, OtherRankError, Relay, Transfer
@@ -378,7 +378,7 @@ class Exchange:
     def run(self) -> None:
         """Process all buckets; while the owners compute one bucket, the next one is in transit."""
         sizes = list(map(Job.bytes, self._jobs))
-        buckets = [self._jobs[chunk] for chunk in chunks(sizes, BUCKET)]
+        buckets = [self._jobs[window] for window in slices_within(sizes, BUCKET)]
         arriving = self._to_owners(buckets[0])
         returning: list[tuple[list[Job], Transfer]] = []
         for i, bucket in enumerate(buckets):

@@ -99,7 +99,7 @@ class Run:
         opaque: The stages whose state is a user's tree.
         free: The stages whose shared values may have any names.
         declared: The names of the shared values of all other stages.
-        random_places: The number of random stages before each, in the order of the chain.
+        random_indices: The index of each random stage among those of the chain, in their order.
         selectors: All selectors of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
         inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
@@ -133,7 +133,7 @@ class Run:
         self.opaque: set[Path] = set()
         self.free: set[Path] = set()
         self.declared: dict[Path, Container[str]] = {}
-        self.random_places: dict[Path, int] = {}
+        self.random_indices: dict[Path, int] = {}
         self.selectors: list[Any] = []
         self._resolved: dict[Any, Any] = {}
         self.clock_paths: dict[Place, Path] = {}
@@ -252,9 +252,9 @@ class Run:
         self.commits.clear()
         self.stores.clear()
 
-    def random_place(self, path: Path) -> int:
-        """Return the number of random stages before one; a stage may be expanded more than once."""
-        return self.random_places.setdefault(path, len(self.random_places))
+    def random_index(self, path: Path) -> int:
+        """Return the index of a random stage among those of the chain; a stage may be expanded more than once."""
+        return self.random_indices.setdefault(path, len(self.random_indices))
 
     def clock_path(self, place: Place) -> Path | None:
         """Return the path of the clock that a node at this place follows; None for the outermost clock."""

@@ -345,8 +345,8 @@ def _latest(leaves: Iterable[Leaf]) -> Clock:
     first, device = next(iter(clocks.items()))
     if len(clocks) == 1:
         return first
-    if all(clock.host is not None for clock in clocks):
-        return max(clocks, key=lambda clock: clock.host or 0)
+    if all(clock.step_on_host is not None for clock in clocks):
+        return max(clocks, key=lambda clock: clock.step_on_host or 0)
     return Clock(torch.stack([clock.step.to(device) for clock in clocks]).amax())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import items_of
-from gradtx.base.chunks import chunks
+from gradtx.base.chunks import slices_within
 from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import describe
@@ -380,8 +380,8 @@ def states_of_owners(
             slots_of_kind[slot.mesh, slot.value.dtype].append(slot)
     for slots in slots_of_kind.values():
         team = team_for(slots[0].member.param, members.replicas)
-        for chunk in chunks(list(map(OwnedSlot.bytes, slots)), BUCKET):
-            bucket = slots[chunk]
+        for window in slices_within(list(map(OwnedSlot.bytes, slots)), BUCKET):
+            bucket = slots[window]
             for slot, value in zip(bucket, _sent(bucket, team), strict=True):
                 saved[slot.member.param][slot.key] = value
     return saved
@@ -419,9 +419,9 @@ def whole_at_owners(slots: list[OwnedSlot]) -> list[Tensor]:
     for team, dtype in sorted(slots_of_kind, key=lambda kind: order_of(kind[0])):
         of_kind = slots_of_kind[team, dtype]
         sizes = [slots[i].bytes() for i in of_kind]
-        for chunk in chunks(sizes, BUCKET):
-            bucket = [slots[i] for i in of_kind[chunk]]
-            results.update(zip(of_kind[chunk], _received(bucket, team), strict=True))
+        for window in slices_within(sizes, BUCKET):
+            bucket = [slots[i] for i in of_kind[window]]
+            results.update(zip(of_kind[window], _received(bucket, team), strict=True))
     return [results[i] for i in range(len(slots))]
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
-from gradtx.base.chunks import chunks
+from gradtx.base.chunks import slices_within
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import dtype_on
 from gradtx.compiler.cache import SharedPrograms
@@ -171,14 +171,14 @@ class ListBundle(Task):
         limit: The most entries of a call, unless an item has more.
 
     Attributes:
-        places_terms: Whether terms of sums over leaves are parts of sharded ones.
+        has_sharded_terms: Whether terms of sums over leaves are parts of sharded ones.
         function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
         varying: The indices of the scalars that rows may have of their own.
         consumes: Whether each call frees gradients after use.
     """
 
     writes = True
-    places_terms = False
+    has_sharded_terms = False
     function_of: FunctionOf
     varying = SHARED_BY_ROWS
     consumes = False
@@ -217,7 +217,7 @@ class ListBundle(Task):
     def _calls_of(self, items: range | list[int]) -> list[Selection]:
         """Return the calls of some items, of bounded size."""
         sizes = list(map(self._sizes.__getitem__, items))
-        parts = [items[part] for part in chunks(sizes, self._limit)]
+        parts = [items[part] for part in slices_within(sizes, self._limit)]
         if parts == [range(len(self.rows))]:
             return [Selection()]
         return list(map(Selection, parts))
@@ -357,13 +357,15 @@ class ListBundle(Task):
         self._calls = []
         for call, own in self._calls_by_row(cases):
             # Other calls may have sets that skip other work.
-            places = {index: i for i, index in enumerate(dict.fromkeys(own))}
-            of_call = list(map(sets.__getitem__, places))
+            index_of_set = {index: i for i, index in enumerate(dict.fromkeys(own))}
+            of_call = list(map(sets.__getitem__, index_of_set))
             if of_rows is None or len(of_call) == 1:
                 prepared = function.prepare(*of_call)
                 result = function.run(prepared, self.columns(call))
             else:
-                prepared = of_rows.spread(of_call, list(map(places.__getitem__, own)))
+                prepared = of_rows.spread(
+                    of_call, list(map(index_of_set.__getitem__, own))
+                )
                 result = of_rows.run(prepared, self.columns(call))
             self._calls.append(call)
             results.append(result)
@@ -418,7 +420,7 @@ class ListBundle(Task):
         """Return the terms of each leaf in sums over leaves."""
         if phase.ends_at_owner or phase.ends_at_leaf_sum:
             return self.terms_by_leaf(phase, results)
-        if len(results) > 1 or self.places_terms:
+        if len(results) > 1 or self.has_sharded_terms:
             return self.terms_of_calls(phase, results)
         # A shortcut: the only call contains all leaves, each once.
         columns: dict[Any, Sequence[Any]] = {}

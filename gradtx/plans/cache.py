@@ -13,5 +13,5 @@ class ProgramsOfChains(SharedPrograms):
 
     def of_chain(self, tx: Transformation) -> dict[Any, Any]:
         """Return the programs of a chain, shared by chains that differ only in scalars."""
-        skeleton = tx._skeleton()
-        return {} if skeleton is None else self.of(skeleton)
+        structure = tx._structure()
+        return {} if structure is None else self.of(structure)

@@ -55,7 +55,7 @@ class KernelFunction:
     ):
         self._kernels = kernels
         self.variant = kernels.variant
-        self._scalars_of_step = kernels.scalars.given(on_device).function
+        self._scalars_of_step = kernels.scalars.where_on_device(on_device).function
         self._of_lists = phase, device, on_device, varying
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)

@@ -14,8 +14,9 @@ B = TypeVar("B", bound=ListBundle)
 class Plan(Generic[B]):
     """The leaves of a call in bundles, each of which a program runs.
 
-    A host adds when the plan is valid, and which leaves run alone: `TreePlan` compares the layouts of all tensors of a
-    call, whose results are new tensors; `StepPlan` also compares where parameters and slots are, which it writes.
+    An optimizer or a pure update adds when the plan is valid, and which leaves run alone: `TreePlan` compares the
+    layouts of all tensors of a call, whose results are new tensors; `StepPlan` also compares where parameters and slots
+    are, which it writes.
 
     Attributes:
         bundles: The bundles.
@@ -37,10 +38,10 @@ def planned(
         bundles_of: Returns the bundles of a family; it may leave out leaves.
     """
     families: dict[Any, F] = {}
-    for structure, kind, member in leaves:
+    for structure, kind, leaf in leaves:
         if (structure, kind) not in families:
-            families[structure, kind] = first(kind, member)
-        families[structure, kind].members.append(member)
+            families[structure, kind] = first(kind, leaf)
+        families[structure, kind].members.append(leaf)
     bundles: list[B] = []
     for family in families.values():
         bundles += bundles_of(family)

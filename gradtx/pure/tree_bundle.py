@@ -27,14 +27,14 @@ class TreeRow(NamedTuple):
 
     Attributes:
         leaf: The leaf.
-        place: Which of the leaves with counts of their own it is; None if it has none.
+        index_of_count: Which of the leaves with counts of their own it is; None if it has none.
         slots: Its slots.
         indices: The indices of its parameter if there is one, its slots and its gradient.
         tensors: These tensors.
     """
 
     leaf: Leaf
-    place: int | None
+    index_of_count: int | None
     slots: list[StateKey]
     indices: list[int]
     tensors: list[Tensor]
@@ -43,7 +43,7 @@ class TreeRow(NamedTuple):
     def of(
         cls,
         leaf: Leaf,
-        place: int | None,
+        index_of_count: int | None,
         params: dict[str, int],
         state: NestedState,
         gradients: dict[str, int],
@@ -58,7 +58,9 @@ class TreeRow(NamedTuple):
         indices = [*slots.values(), gradients[leaf.name]]
         if leaf.param is not None:
             indices.insert(0, params[leaf.name])
-        return cls(leaf, place, list(slots), indices, [tensors[i] for i in indices])
+        return cls(
+            leaf, index_of_count, list(slots), indices, [tensors[i] for i in indices]
+        )
 
     def kind(self, run: TreeRun) -> LeafKind:
         """Return what leaves with a common program share."""
@@ -108,7 +110,7 @@ class TreeBundle(ListBundle):
         self.operations = phases
         self.varying = family.signature.varying(has_groups=False)
         self.shared = shared
-        self._places = [row.place for row in rows]
+        self._indices_of_counts = [row.index_of_count for row in rows]
         # The indices of arguments and, in the order of results, of what is written.
         self._read = list(map(list, zip(*(row.indices for row in rows), strict=True)))
         *slots, self._updates = self._read[leaf.param is not None :]
@@ -134,7 +136,8 @@ class TreeBundle(ListBundle):
         of_rows: list[Any] = [None] * len(self.names)
         if counts is not None:
             of_rows = [
-                place if place is None else counts[place] for place in self._places
+                index if index is None else counts[index]
+                for index in self._indices_of_counts
             ]
         if of_rows.count(of_rows[0]) == len(of_rows) and absent.isdisjoint(
             self._updates

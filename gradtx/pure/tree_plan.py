@@ -239,9 +239,9 @@ def plans_of(tx: Transformation) -> dict[Any, Any]:
 
     Plans that hold functions or tensors of the user belong to one transformation, and are freed with it.
     """
-    if tx._program_cache is None:
-        tx._set(_program_cache=_SHARED.of_chain(tx))
-    return tx._program_cache  # type: ignore[return-value]
+    if tx._plan_cache is None:
+        tx._set(_plan_cache=_SHARED.of_chain(tx))
+    return tx._plan_cache  # type: ignore[return-value]
 
 
 def _is_scalar(value: Any) -> bool:

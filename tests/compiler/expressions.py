@@ -199,7 +199,7 @@ def computed(language, dtype, operations):
         kernels = PhaseKernels.of(Phase(recording, recording.text()), CPU, 0, AS_RECORDED)
         table = Table(1, [[tensor.data_ptr()] for tensor in arguments], CPU)
         layout = kernels.layout([kernels.text.groups.sizes(arguments[0].shape)], CPU)
-        kernels.run(kernels.scalars.given(frozenset()).function([operands["s"]]), table, layout)
+        kernels.run(kernels.scalars.where_on_device(frozenset()).function([operands["s"]]), table, layout)
     return results
 
 

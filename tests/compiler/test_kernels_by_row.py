@@ -75,7 +75,7 @@ def check_rows(phase, sets_of_scalars, positions=(), which=WHICH):
     """Compare leaves with sets of their own with each leaf alone."""
     alone = PhaseKernels.of(phase, CPU, 0, AS_RECORDED)
     by_row = PhaseKernels.of(phase, CPU, 0, BY_ROW)
-    prepare = alone.scalars.given(frozenset()).function
+    prepare = alone.scalars.where_on_device(frozenset()).function
     sets = unknown(list(map(prepare, sets_of_scalars)), positions)
     before = columns_of(phase.recording, len(which))
     expected, columns = copies(before), copies(before)
@@ -136,7 +136,7 @@ def test_results_that_follow_from_scalars_differ_by_leaf_if_these_do(positions, 
     sets = [scalars_of(phase.recording, seed) for seed in range(5)]
     check_rows(phase, sets, positions)
     program = PhaseKernels.of(phase, CPU, 0, BY_ROW)
-    sets = unknown(list(map(program.scalars.given(frozenset()).function, sets)), positions)
+    sets = unknown(list(map(program.scalars.where_on_device(frozenset()).function, sets)), positions)
     by_leaf = torch.zeros(0, len(WHICH))
     memory = Table(len(WHICH), [], CPU), program.layout([], CPU), Rows(WHICH, CPU)
     differing = program.results(Inputs(program, sets, *memory), by_leaf)
@@ -183,7 +183,7 @@ def test_kernels_by_row_share_launches_with_others(phases):
         for name, which in (("adamw", WHICH), ("came", [2, -1, 1]), ("lion", None)):
             phase = phases(name, (24, 40), torch.float32)
             program = PhaseKernels.of(phase, CPU, 0, AS_RECORDED if which is None else BY_ROW)
-            prepare = program.scalars.given(frozenset()).function
+            prepare = program.scalars.where_on_device(frozenset()).function
             sets = [prepare(scalars_of(phase.recording, seed)) for seed in range(5)]
             columns = columns_of(phase.recording, 3 if which is None else len(which))
             expected.append(copies(columns))

@@ -14,7 +14,7 @@ from gradtx.base import tree as _tree
 from gradtx.compiler import UnrecordableError, cache, list_function, scalar_operations
 from gradtx.compiler.record import as_written
 from gradtx.plans.cache import ProgramsOfChains
-from gradtx.pure import tree_plan as _list_trees
+from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
 from tests.compiler.problems import CPU, F64, expected_of, lists, recorded, run
 from tests.conformance import noise
@@ -634,10 +634,10 @@ def test_pure_use_in_inference_mode():
 
 
 def test_a_chain_with_another_rate_in_each_step_records_nothing_again(monkeypatch):
-    monkeypatch.setattr(_list_trees, "_SHARED", ProgramsOfChains())
+    monkeypatch.setattr(_tree_plans, "_SHARED", ProgramsOfChains())
     made = []
-    init = _list_trees.TreePlan.__init__
-    monkeypatch.setattr(_list_trees.TreePlan, "__init__", lambda *args: made.append(1) or init(*args))
+    init = _tree_plans.TreePlan.__init__
+    monkeypatch.setattr(_tree_plans.TreePlan, "__init__", lambda *args: made.append(1) or init(*args))
     tx = gradtx.adamax(lr=0.5)
     params = {"w": torch.ones(3)}
     state = tx.init(params)
@@ -672,7 +672,7 @@ def test_a_program_of_pure_use_keeps_no_tensor_alive(tx):
     params = {"a.w": torch.ones(3), "b.w": torch.ones(4)}
     state = tx.init(params)
     updates, state = tx.update(params, state, params)
-    assert any(_list_trees.plans_of(tx).values())
+    assert any(_tree_plans.plans_of(tx).values())
     kept = [weakref.ref(tensor) for tensor in (*params.values(), *updates.values())]
     del params, updates, state
     gc.collect()
@@ -697,8 +697,8 @@ def test_a_leaf_without_a_program_leaves_the_others_theirs(tx, missing, monkeypa
     shapes = {"a.w": (3, 4), "a.b": (), "c.w": (4, 4), "c.b": (3,)}
     start = noise(0, shapes)
     ran = []
-    run_program = _list_trees.TreePlan.__call__
-    monkeypatch.setattr(_list_trees.TreePlan, "__call__", lambda *args: ran.append(1) or run_program(*args))
+    run_program = _tree_plans.TreePlan.__call__
+    monkeypatch.setattr(_tree_plans.TreePlan, "__call__", lambda *args: ran.append(1) or run_program(*args))
 
     def trained():
         params, state = start, tx.init(start)
@@ -739,7 +739,7 @@ def test_the_gradient_of_a_rules_own_tensor_reaches_the_leaves_that_have_program
         updates, _ = tx.update(params, tx.init(params))
         (slope,) = torch.autograd.grad(updates["b"].sum(), factor)
         torch.testing.assert_close(slope, torch.tensor(-4.0 * 2 * 9 / 52**1.5))
-    assert not any(_list_trees.plans_of(tx).values())  # later calls do not try again
+    assert not any(_tree_plans.plans_of(tx).values())  # later calls do not try again
 
 
 DELAYED = {
@@ -789,7 +789,7 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
     state = tx.init(params)
     first, _ = tx.update(params, state, params)
     second, _ = other.update(params, state, params)
-    assert _list_trees.plans_of(tx) is _list_trees.plans_of(other)
+    assert _tree_plans.plans_of(tx) is _tree_plans.plans_of(other)
     torch.testing.assert_close(second["w"], 5 * first["w"])
 
 
@@ -831,7 +831,7 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     expected = tx.update(params, state, params)
     for _ in range(2):
         assert_equal(tx.update(params, state, params, **extras), expected)
-    with_extras, without = _list_trees.plans_of(tx).values()
+    with_extras, without = _tree_plans.plans_of(tx).values()
     texts = []
     for programs in (with_extras, without):
         texts.append([[each.text for each in leaves.operations] for leaves in programs[0].bundles])
@@ -861,7 +861,7 @@ def test_leaves_of_all_shapes_share_a_program_in_pure_use(make, most, forget_pro
             one_by_one, expected = tx.update(grads, expected, params)
         for name, update in updates.items():
             torch.testing.assert_close(update, one_by_one[name], rtol=1e-12, atol=1e-14)
-    ((plan,),) = _list_trees.plans_of(tx).values()
+    ((plan,),) = _tree_plans.plans_of(tx).values()
     assert len(plan.bundles) <= most
 
 

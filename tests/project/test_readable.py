@@ -12,7 +12,7 @@ SCREEN = 60  # lines of a body
 # The classes that a word of docs/design.md names. Other classes have other words.
 CLASSES_OF = {
     "number": set(),
-    "scalar": {"ScalarProgram", "Scalars"},
+    "scalar": {"ScalarFunction", "Scalars"},
     "place": set(),
     "kind": {"LeafKind", "TensorKind"},
     "plan": {"MemoryPlan", "Plan", "StepPlan", "TreePlan"},

@@ -198,14 +198,14 @@ class KernelBundle(MemberBundle):
         scalars, on_device = scalars_for(
             self._sets[0], phase.common, self.device, self._on_host
         )
-        scalars = kernels.scalars.given(on_device).function(scalars)
+        scalars = kernels.scalars.where_on_device(on_device).function(scalars)
         table, copies = self._located()
         return Inputs(kernels, scalars, table, self._layout(kernels), None, copies)
 
     def _inputs_by_row(self, phase: RecordedPhase, set_of_row: list[int]) -> Inputs:
         kernels = self.kernels_by_row[self.at]
         sets, on_device = self.sets_for(phase)
-        scalars = kernels.scalars.given(on_device)
+        scalars = kernels.scalars.where_on_device(on_device)
         sets = scalars.function_of_sets(self.varying)(sets)
         table, copies = self._located()
         rows = self._rows_of_step

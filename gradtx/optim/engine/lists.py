@@ -107,7 +107,7 @@ class MemberBundle(ListBundle):
                 param: Any = member.param
                 placements = with_pending_sums(param.placements)
                 self._placed_sums[member.name] = param.device_mesh, placements
-        self.places_terms = bool(self._placed_sums)
+        self.has_sharded_terms = bool(self._placed_sums)
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
@@ -214,7 +214,7 @@ class MemberBundle(ListBundle):
         self, values: Any, dtype: torch.dtype, leaves: list[str]
     ) -> Sequence[Any]:
         terms = super()._by_leaf(values, dtype, leaves)
-        if not (self.places_terms and differ_by_leaf(values)):
+        if not (self.has_sharded_terms and differ_by_leaf(values)):
             return terms
         return [
             PartialSum(term, *self._placed_sums[leaf])
