@@ -232,8 +232,13 @@ ROWS = {
         "161, a random 70% in each step", lambda: random_gradients(some(161, 0.7))
     ),
     "experts": Row(
-        "132: 4 shared, then layers of 8 experts of which 2 have gradients",
+        "132: 4 shared, then layers of 8 experts of which 2 have gradients, first steps",
         lambda: random_gradients(experts(4, 16)),
+    ),
+    "experts_later": Row(
+        "the same, after {uneven} uneven steps",
+        lambda: random_gradients(experts(4, 16)),
+        uneven=60,
     ),
     "uneven": Row(
         "160, a random 30%, after {uneven} uneven steps",
@@ -250,10 +255,11 @@ ROWS = {
         lambda: random_gradients(tasks(16, 8, 4)),
         uneven=16,
     ),
-    "switch": Row("a small Switch transformer", switch),
+    "switch": Row("a small Switch transformer, first steps", switch),
+    "switch_later": Row("the same, after {uneven} uneven steps", switch, uneven=60),
     "layerdrop": Row("a small BART with LayerDrop", layer_drop),
 }
-OF_MODELS = ("switch", "layerdrop")
+OF_MODELS = ("switch", "switch_later", "layerdrop")
 
 
 # Steps

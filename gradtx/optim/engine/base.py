@@ -349,10 +349,12 @@ class Engine(ABC):
                 before, after = of_group[key]
                 count: Any = member.count
                 made = count.made if isinstance(count, DeviceCount) else count
-                # Now: a bundle writes equal slots at its end.
-                slots = map(member.state.__getitem__, bundle.signature.equal)
-                equal = map(Tensor.item, slots)
-                sets.append([made + 1, *before, *equal, *after])
+                scalars = [made + 1, *before]
+                for (
+                    slot
+                ) in bundle.signature.equal:  # now: a bundle writes them at its end
+                    scalars.append(member.state[slot].item())
+                sets.append(scalars + after)
             if not sets:
                 continue
             bundle.begin(run, sets, step.on_host, set_of_row)

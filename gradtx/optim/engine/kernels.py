@@ -251,21 +251,14 @@ class KernelBundle(MemberBundle):
     def _located(self) -> tuple[Table, list[Tensor]]:
         """Return where the arguments are, and copies that were made of some."""
         copies: list[Tensor] = []
-        gradients = list(map(GRAD, self._params))
-        if self._set_of_row is not None:  # kernels read nothing of absent rows
-            pairs = zip(gradients, self._params, strict=True)
-            gradients = [param if x is None else x for x, param in pairs]
         if self._needs_order:
             self._copies = [list(map(in_order, column)) for column in self._tensors]
             self.locate()
-        if self.are_as_planned and (
-            not self._may_need_copies or self._are_read_in_place()
-        ):
-            rows = [list(map(Tensor.data_ptr, gradients))]
+        is_even = self._set_of_row is None and self.are_as_planned
+        if is_even and not self._may_need_copies:  # a shortcut
+            rows = [list(map(Tensor.data_ptr, map(GRAD, self._params)))]
         else:
-            rows = [self._addresses(gradients, copies)]
-            if self.are_as_planned and not copies:
-                self._may_need_copies.difference_update(self._present_rows())
+            rows = [self._addresses_of_gradients(copies)]
         for name in self.signature.by_leaf:
             tree = self.run.leaf_extras[name]
             column = [tree[member.name] for member in self.members]
@@ -280,9 +273,20 @@ class KernelBundle(MemberBundle):
             table.update(dict(enumerate(rows, written)))
         return table, copies
 
-    def _are_read_in_place(self) -> bool:
-        """Whether kernels read all present gradients, which are like those of the plan, where they are."""
-        return self._may_need_copies.isdisjoint(self._present_rows())
+    def _addresses_of_gradients(self, copies: list[Tensor]) -> list[int]:
+        """Return where gradients are, or copies of them, which are added to `copies`."""
+        present = self._present_rows()
+        if self.are_as_planned and self._may_need_copies.isdisjoint(present):
+            addresses = [0] * len(self._params)  # kernels read nothing of absent rows
+            for row in present:
+                addresses[row] = GRAD(self._params[row]).data_ptr()
+            return addresses
+        pairs = zip(map(GRAD, self._params), self._params, strict=True)
+        gradients = [param if x is None else x for x, param in pairs]
+        addresses = self._addresses(gradients, copies)
+        if self.are_as_planned and not copies:
+            self._may_need_copies.difference_update(present)
+        return addresses
 
     def _present_rows(self) -> Sequence[int]:
         if self._set_of_row is None:

@@ -7,7 +7,7 @@ step.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -38,7 +38,11 @@ class PlannedRow:
     """
 
     def __init__(
-        self, gradient: Tensor, param: Tensor, state: dict[str, Any], keys: list[str]
+        self,
+        gradient: Tensor,
+        param: Tensor,
+        state: dict[str, Any],
+        keys: Sequence[str],
     ):
         self._state = state
         self._slots = [(key, state[key]) for key in keys]
@@ -107,8 +111,11 @@ class StepPlan(Plan[Any]):
         # The slots that programs write; eager steps replace theirs.
         self._slot_states: list[dict[str, Any]] = []
         self._slot_keys: list[str] = []
+        # By the id of the state.
+        self._keys_of_state: dict[int, Sequence[str]] = {}
         for bundle in bundles:
             for member in bundle.members:
+                self._keys_of_state[id(member.state)] = bundle.signature.slots
                 for key in bundle.signature.slots:
                     self._slot_states.append(member.state)
                     self._slot_keys.append(key)
@@ -116,8 +123,8 @@ class StepPlan(Plan[Any]):
         self.needs_run = any(bundle.needs_run() for bundle in bundles)
         self._tensors = self._present_tensors()
         self._guard = MemoryGuard(self._tensors)
-        # To compare single rows, from the first step on in which some have no gradient.
-        self._rows: list[PlannedRow] = []
+        # To compare single rows, of those with a gradient in a step in which others have none.
+        self._rows: dict[int, PlannedRow] = {}
         # Of gradients and all other tensors together.
         self._are_planned: Callable[..., bool] = _torch.layout_check(
             [*gradients, *self._guard.memory]
@@ -139,7 +146,7 @@ class StepPlan(Plan[Any]):
         ):
             return False
         # A shortcut: rows without a gradient are compared when they have one again.
-        if self._rows and not step.all_have_gradients and self._present_rows_match():
+        if not step.all_have_gradients and self._present_rows_match():
             return True
         present = self._present_tensors()
         if not all(map(operator.is_, present, self._tensors)):
@@ -150,26 +157,29 @@ class StepPlan(Plan[Any]):
         has_moved = list(map(Tensor.data_ptr, memory)) != self._guard.addresses
         if has_moved and not self._moves_to(memory):
             return False
-        if not (self._rows or step.all_have_gradients):
-            self._rows = self._planned_rows()  # now: all are where they were planned
+        if not step.all_have_gradients:
+            self._note_rows()  # now: all are where they were planned
         return True
 
     def _present_rows_match(self) -> bool:
         """Whether the rows with gradients are as planned: tensors, layouts and memory."""
-        gradients = map(GRAD, self._params)
-        for row, gradient in zip(self._rows, gradients, strict=True):
-            if gradient is not None and not row.is_there(gradient):
+        rows = self._rows
+        for i, gradient in enumerate(map(GRAD, self._params)):
+            if gradient is None:
+                continue
+            if i not in rows or not rows[i].is_there(gradient):
                 return False
         self.gradients_are_as_planned = True
         return True
 
-    def _planned_rows(self) -> list[PlannedRow]:
+    def _note_rows(self) -> None:
+        """Note the rows with gradients, which were compared with all others."""
         like = self._with_stand_ins([None] * len(self._params))
-        keys: dict[int, list[str]] = {}
-        for state, key in zip(self._slot_states, self._slot_keys, strict=True):
-            keys.setdefault(id(state), []).append(key)
-        rows = zip(like, self._params, self._states, strict=True)
-        return [PlannedRow(*row, keys.get(id(row[2]), [])) for row in rows]
+        for i, param in enumerate(self._params):
+            if param.grad is not None and i not in self._rows:
+                state = self._states[i]
+                keys = self._keys_of_state.get(id(state), [])
+                self._rows[i] = PlannedRow(like[i], param, state, keys)
 
     def _have_same_layout(self, step: Step, memory: list[Tensor]) -> bool:
         """Whether memory and present gradients have the planned dtypes, sizes and strides."""
@@ -212,7 +222,7 @@ class StepPlan(Plan[Any]):
         for bundle in self.bundles:
             bundle.locate()
         self._guard.follow(memory)
-        self._stand_ins, self._rows = [], []  # they have the old memory
+        self._stand_ins, self._rows = [], {}  # they have the old memory
         return True
 
 
