@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from gradtx.compiler import cache
-from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.cache import ProgramsOfChains, SharedPrograms
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
-from gradtx.plans.cache import ProgramsOfChains
 from gradtx.pure import tree_plan as _tree_plans
 from tests import tiers
 

@@ -6,6 +6,8 @@ import collections
 import threading
 from typing import Any
 
+from gradtx.base.forward import Transformation
+
 MOST = 128  # the number of keys whose programs are cached
 
 
@@ -27,3 +29,12 @@ class SharedPrograms:
             if len(self._by_key) > MOST:
                 self._by_key.popitem(last=False)
         return programs
+
+
+class ProgramsOfChains(SharedPrograms):
+    """The programs of the most recently used structures of chains."""
+
+    def of_chain(self, tx: Transformation) -> dict[Any, Any]:
+        """Return the programs of a chain, shared by chains that differ only in scalars."""
+        structure = tx._structure()
+        return {} if structure is None else self.of(structure)

@@ -1,4 +1,4 @@
-"""Choose the list program of each leaf."""
+"""Choose the list program of each leaf, and the 0-d slots in whose place it computes with one scalar for all leaves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.fx import Node
 
-from gradtx.compiler.record import UnrecordableError, reason_of
+from gradtx.base.plain import is_plain
+from gradtx.compiler.graph import following, writers
+from gradtx.compiler.record import Recording, UnrecordableError, reason_of
 from gradtx.plans.bundle import VariantOf
 from gradtx.plans.phases import RecordedPhase
+
+EXACT = (
+    torch.float64,
+    torch.int64,
+    torch.bool,
+)  # the dtypes whose values Python scalars represent
 
 
 @dataclass
@@ -86,3 +96,36 @@ class ListPrograms:
             _, of_program = sorted_leaves.setdefault(id(program), (program, []))
             of_program.append(leaf)
         return list(sorted_leaves.values())
+
+
+def may_be_scalar(tensor: Tensor) -> bool:
+    """Whether a slot is a scalar of such a dtype that the host can read without waiting for a device."""
+    return (
+        is_plain(tensor)
+        and tensor.ndim == 0
+        and tensor.dtype in EXACT
+        and tensor.device.type == "cpu"
+    )
+
+
+def slots_from_scalars(recording: Recording) -> list[int]:
+    """Return the positions of exact 0-d arguments whose new values depend only on scalars and on each other.
+
+    Leaves with equal values of these arguments have equal values after every step.
+    """
+    candidates: set[Node] = set()
+    for node in recording.leaves:
+        value: Tensor = node.meta["val"]
+        if value.ndim == 0 and value.dtype in EXACT:
+            candidates.add(node)
+    while True:
+        others = [node for node in recording.leaves if node not in candidates]
+        varying = following(recording.graph, others)
+        remaining: set[Node] = set()
+        for node in candidates:
+            writes = writers(node)
+            if writes and varying.isdisjoint(writes):
+                remaining.add(node)
+        if remaining == candidates:
+            return [i for i, node in enumerate(recording.leaves) if node in candidates]
+        candidates = remaining

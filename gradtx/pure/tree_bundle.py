@@ -16,8 +16,8 @@ from gradtx.plans.bundle import (
     entries_of_a_call,
     sets_of_rows,
 )
-from gradtx.plans.families import Family, LeafKind, dtypes_and_devices
 from gradtx.plans.phases import RecordedPhase
+from gradtx.plans.plan import Family, LeafKind, dtypes_and_devices
 from gradtx.pure.tree_run import TreeRun
 from gradtx.state.nested import NestedState
 

@@ -24,16 +24,15 @@ from gradtx.base.errors import StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense, is_plain
+from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import FROZEN, Leaf, execute
 from gradtx.execution.extras import as_scalar
 from gradtx.execution.runs import LateTerm, Run
 from gradtx.plans.bundle import FunctionOf, is_on_accelerator, list_function_of
-from gradtx.plans.cache import ProgramsOfChains
-from gradtx.plans.families import Family, LeafKind, signature_of
 from gradtx.plans.function import Signature
 from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
-from gradtx.plans.plan import Plan, planned
+from gradtx.plans.plan import Family, LeafKind, Plan, planned, signature_of
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.structures import (
     TensorSpec,

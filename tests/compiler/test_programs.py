@@ -12,8 +12,8 @@ import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
 from gradtx.compiler import UnrecordableError, cache, list_function, scalar_operations
+from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.compiler.record import as_written
-from gradtx.plans.cache import ProgramsOfChains
 from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
 from tests.compiler.problems import CPU, F64, expected_of, lists, recorded, run

@@ -7,11 +7,10 @@ import torch
 
 import gradtx
 from gradtx.compiler import list_function, write_lists
-from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.cache import ProgramsOfChains, SharedPrograms
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
-from gradtx.plans.cache import ProgramsOfChains
 from tests.compiler.problems import CPU, assert_equal_bits, bits, columns_of, copies, recorded, scalars_of
 from tests.examples import example_of
 

@@ -6,7 +6,7 @@ import torch
 import gradtx
 from gradtx.compiler import record
 from gradtx.compiler.record import PhaseResult
-from gradtx.plans.equal import slots_from_scalars
+from gradtx.plans.planner import slots_from_scalars
 
 F64 = torch.float64
 

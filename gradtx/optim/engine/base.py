@@ -30,9 +30,8 @@ from gradtx.optim.explain import Launch
 from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
-from gradtx.plans.families import LeafKind, dtypes_and_devices
 from gradtx.plans.function import Signature
-from gradtx.plans.plan import planned
+from gradtx.plans.plan import LeafKind, dtypes_and_devices, planned
 
 
 def _kind_of_member(member: Member) -> Any:

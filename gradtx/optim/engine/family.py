@@ -18,9 +18,9 @@ from gradtx.optim.engine.views import cut
 from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.plans.families import Family, LeafKind, signature_of
 from gradtx.plans.hyperparameters import ChainOf
 from gradtx.plans.phases import RecordedPhase
+from gradtx.plans.plan import Family, LeafKind, signature_of
 from gradtx.state.layout import by_state_key
 
 

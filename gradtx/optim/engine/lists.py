@@ -14,6 +14,7 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local, with_pending_sums
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
+from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.distributed.layouts import rows_are_whole
 from gradtx.distributed.sums import PartialSum
 from gradtx.execution.execute import Leaf, LeafTerms
@@ -57,11 +58,9 @@ from gradtx.plans.bundle import (
     list_variant_of,
     sets_of_rows,
 )
-from gradtx.plans.cache import ProgramsOfChains
-from gradtx.plans.equal import may_be_scalar, slots_from_scalars
 from gradtx.plans.function import EqualSlot, Signature
 from gradtx.plans.phases import RecordedPhase
-from gradtx.plans.planner import ListPrograms
+from gradtx.plans.planner import ListPrograms, may_be_scalar, slots_from_scalars
 
 
 class MemberBundle(ListBundle):
