@@ -40,21 +40,22 @@ class MemoryGuard:
     Attributes:
         memory: The tensors that have the memory: the local shards of DTensors, and plain tensors themselves.
         addresses: Where it is.
+        has_shards: Whether some are DTensors; otherwise, tensors have their own memory.
         have_same_layout: Whether other such tensors have the same dtypes, devices, shapes and strides.
     """
 
     def __init__(self, tensors: list[Tensor]):
         self._is_sharded = list(map(is_sharded, tensors))
-        self._has_shards = any(self._is_sharded)
+        self.has_shards = any(self._is_sharded)
         self._specs: list[Any] = []
-        if self._has_shards:
+        if self.has_shards:
             self._specs = self._specs_of(tensors)
         self.memory = self._shards_of(tensors)
         self.addresses = list(map(Tensor.data_ptr, self.memory))
         self.have_same_layout = _torch.layout_check(self.memory)
 
     def _shards_of(self, tensors: list[Any]) -> list[Tensor]:
-        if not self._has_shards:
+        if not self.has_shards:
             return tensors
         pairs = zip(tensors, self._is_sharded, strict=True)
         return [_torch.SHARD(x) if sharded else x for x, sharded in pairs]
@@ -64,7 +65,7 @@ class MemoryGuard:
 
     def memory_of(self, tensors: list[Tensor]) -> list[Tensor] | None:
         """Return the memory of as many other tensors; None if it is divided in another way."""
-        if not self._has_shards:
+        if not self.has_shards:
             return tensors
         if list(map(is_sharded, tensors)) != self._is_sharded:
             return None

@@ -16,7 +16,6 @@ from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.groups import Values
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import Agreement
-from gradtx.optim.run import LastCounts
 from gradtx.optim.state import States
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Core:
         may_lack_rate: Whether a rate that is written into groups may be read by no link, without a warning so far.
         agreement: Compares this rank's steps with those of other ranks.
         agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
-        last_counts: The counts after the last step, if they are known.
+        last_counts: The counts after the last step (`LastCounts`), if they are known.
         defaults: The optimizer's `defaults`, as it was made with.
         watch: Sees the steps (`gradtx.watch`), if any does; a copy of the optimizer has none.
     """
@@ -97,7 +96,7 @@ class Core:
     may_lack_rate: bool = True
     agreement: Agreement = field(default_factory=Agreement)
     agreed: list[Values] = field(default_factory=list[Values])
-    last_counts: LastCounts | None = None
+    last_counts: Any = None
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     watch: StepWatch | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from gradtx.base import tree as _tree
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
-from gradtx.base.forward import Step
 from gradtx.base.tree import check_names
 from gradtx.distributed.redistribution import distributed_like, gradient_like
 from gradtx.distributed.sums import total
@@ -236,145 +234,11 @@ def _comparable(slot: Tensor) -> Tensor:
     return values.view(torch.uint8) if values.dtype.itemsize == 1 else values
 
 
-class LastCounts:
-    """The counts of all parameters after a step, in states that the next step need not look up again.
-
-    Counts on the host are compared by value: collectives, `.data`, NumPy arrays and other processes write them without
-    a version. Those on an accelerator, which the host would have to wait for, are compared by version and address here;
-    `DeviceCount.follow` reads them there. A parameter without a count has not stepped so far.
-
-    Args:
-        members: The parameters, in states.
-        states: The states of the optimizer's parameters.
-
-    Attributes:
-        missed: The updates that the parameter with the most updates has missed, to be read at each step; None if none.
-        all_have_missed: Whether the states of all parameters with slots have this tensor.
-        largest: The largest count when `hold` was true; None if it is on an accelerator.
-    """
-
-    largest: int | None = None
-
-    def __init__(self, members: list[Member], states: Mapping[Tensor, State]):
-        self._members = members
-        self._counted = [member for member in members if "step" in member.state]
-        self._params, self._states = list(states), list(states.values())
-        self._sizes = list(map(len, self._states))
-        self._keys = list(itertools.chain.from_iterable(self._states))
-        self._steps = [member.state["step"] for member in self._counted]
-        self._have_steps = ["step" in state for state in self._states]
-        self._have_missed = [MISSED in state for state in self._states]
-        steps = map(STEP, itertools.compress(self._states, self._have_steps))
-        self._steps_in_states = list(steps)
-        self.missed = missed_in(member.state for member in members)
-        all_missed = map(IN_MISSED, itertools.compress(self._states, self._have_missed))
-        self._missed_in_states = list(all_missed)
-        # Those with slots; `hold` notices changes.
-        self.all_have_missed = self.missed is not None and all(
-            member.state.get(MISSED) is self.missed
-            for member in members
-            if member.layout.keys
-        )
-        self._on_host = all(isinstance(member.count, int) for member in self._counted)
-        self._writes = self._writes_so_far()
-        # Those with slots, and which have all that their groups need, while these have these structures.
-        self._rows: list[Member] = []
-        self._structures: list[Any] = []
-        self._are_complete: list[bool] = [False] * len(members)
-
-    @classmethod
-    def of(
-        cls, members: list[Member], states: Mapping[Tensor, State]
-    ) -> LastCounts | None:
-        """Return what holds the counts of members, if writes to it are noticed."""
-        # Entries that belong to no parameter may be anything.
-        if not DICTS.issuperset(map(type, states.values())):
-            return None
-        counted = [member for member in members if "step" in member.state]
-        steps: list[Any] = [member.state["step"] for member in counted]
-        if not all(isinstance(step, Tensor) for step in steps):
-            return None
-        # Each count is read where it is, without waiting. Inference tensors have no versions.
-        on_host = [isinstance(member.count, int) for member in counted]
-        if on_host != [step.device == CPU for step in steps]:
-            return None
-        if not all(on_host) and (any(on_host) or any(map(Tensor.is_inference, steps))):
-            return None
-        with contextlib.suppress(RuntimeError):  # a stand-in without memory
-            counts = cls(members, states)
-            return counts if counts.hold(members, states) else None
-        return None
-
-    def hold(self, members: list[Member], states: Mapping[Tensor, State]) -> bool:
-        """Whether these are the members of the last step, in unchanged states."""
-        if members is not self._members or len(states) != len(self._states):
-            return False
-        # In their order: a look-up would call a function of Python for each parameter.
-        present = list(states.values())
-        if not (
-            all(map(operator.is_, states, self._params))
-            and all(map(operator.is_, present, self._states))
-            and list(map(len, present)) == self._sizes
-            and list(itertools.chain.from_iterable(present)) == self._keys
-        ):
-            return False
-        steps = map(STEP, itertools.compress(present, self._have_steps))
-        if not all(map(operator.is_, steps, self._steps_in_states)):
-            return False
-        if self._missed_in_states:
-            all_missed = map(IN_MISSED, itertools.compress(present, self._have_missed))
-            if not all(map(operator.is_, all_missed, self._missed_in_states)):
-                return False
-        if not self._on_host:
-            return self._writes_so_far() == self._writes
-        # Steps under a GradScaler have left counts of the device, which equal no number.
-        counts = list(map(COUNT, self._counted))
-        if list(map(Tensor.tolist, self._steps)) != counts:
-            return False
-        self.largest = max(counts, default=0)
-        return True
-
-    def complete_rows(self, step: Step) -> list[Member] | None:
-        """Return the parameters with slots, if all that have gradients have the slots that their groups need."""
-        if self._structures != step.structures:
-            return None
-        # A parameter may have its first gradient.
-        if any(map(operator.gt, step.have_gradients, self._are_complete)):
-            return None
-        return self._rows
-
-    def note(self, step: Step) -> None:
-        """Note the rows of the step that ends now, which has written the counts."""
-        self._rows = step.rows
-        if self._structures != step.structures:
-            self._are_complete = step.have_gradients
-        elif not step.repeats_last:
-            are_complete = map(operator.or_, self._are_complete, step.have_gradients)
-            self._are_complete = list(are_complete)
-        self._structures = step.structures
-        # Gradients have arrived since it began, or parameters without one may need slots in the next step.
-        if not step.begins_with_all or (
-            step.core.traits.takes_none and step.rows is not self._members
-        ):
-            self._structures = []
-        if not self._on_host:
-            self._writes = self._writes_so_far()
-
-    def _writes_so_far(self) -> Any:
-        """Return how often counts on an accelerator were written, as far as it is known, and where they are."""
-        if self._on_host:
-            return None
-        versions = list(map(_torch.version_of, self._steps))
-        return versions, list(map(Tensor.data_ptr, self._steps))
-
-
 COUNT = operator.attrgetter("count")
 STATE = operator.attrgetter("state")
 GRADIENT = operator.attrgetter("param.grad")
 
-DICTS = frozenset((dict,))
 STEP = operator.itemgetter("step")
-IN_MISSED = operator.itemgetter(MISSED)
 
 
 def missed_in(states: Iterable[State]) -> Any:

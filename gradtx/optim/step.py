@@ -48,12 +48,11 @@ from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
     GRADIENT,
     Extras,
-    LastCounts,
     Member,
     OptimizerRun,
     Trees,
 )
-from gradtx.optim.step_counts import StepCounts
+from gradtx.optim.step_counts import LastCounts, StepCounts
 from gradtx.optim.step_execution import StepExecution
 from gradtx.optim.step_leaves import StepLeaves
 from gradtx.plans.bundle import is_on_accelerator

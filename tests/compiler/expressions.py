@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gradtx.compiler import cpp, record, scalar_operations, write_expressions
-from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels
+from gradtx.compiler.kernels import AS_RECORDED, Inputs, PhaseKernels
 from gradtx.compiler.record import PhaseResult
 from gradtx.compiler.tables import Table
 
@@ -199,7 +199,8 @@ def computed(language, dtype, operations):
         kernels = PhaseKernels.of(Phase(recording, recording.text()), CPU, 0, AS_RECORDED)
         table = Table(1, [[tensor.data_ptr()] for tensor in arguments], CPU)
         layout = kernels.layout([kernels.text.groups.sizes(arguments[0].shape)], CPU)
-        kernels.run(kernels.scalars.where_on_device(frozenset()).function([operands["s"]]), table, layout)
+        scalars = kernels.scalars.where_on_device(frozenset()).function([operands["s"]])
+        kernels.run(Inputs(kernels, scalars, table, layout))
     return results
 
 

@@ -151,10 +151,11 @@ class StepPlan(Plan[Any]):
         present = self._present_tensors()
         if not all(map(operator.is_, present, self._tensors)):
             return False
-        memory = self._guard.memory_of(present)
+        guard = self._guard
+        memory = guard.memory_of(present) if guard.has_shards else present
         if memory is None or not self._have_same_layout(step, memory):
             return False
-        has_moved = list(map(Tensor.data_ptr, memory)) != self._guard.addresses
+        has_moved = list(map(Tensor.data_ptr, memory)) != guard.addresses
         if has_moved and not self._moves_to(memory):
             return False
         if not step.all_have_gradients:
