@@ -191,7 +191,8 @@ def observed(name: str, variant: str, triton: bool) -> dict[str, Any]:
                 texts += triton_texts(name, variant)
             except Exception as error:
                 results["triton"] = f"{type(error).__name__}: {error}"[:300]
-    results["texts"] = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
+    # In any order: it follows from that of sets.
+    results["texts"] = sorted(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
     return results
 
 
