@@ -62,6 +62,7 @@ CALL = "step(closure"
 
 STRUCTURE = operator.attrgetter("structure")
 NONES = itertools.repeat(None)
+HAS_MOVED_IN = operator.attrgetter("has_moved_in")
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -227,7 +228,13 @@ class Step:
 
     def _completed(self) -> list[Member]:
         """Return the members with slots, after creating those that are missing; their owners get what was loaded."""
-        for settings, row in zip(self.groups, self.rows_of_groups, strict=True):
+        groups = list(zip(self.groups, self.rows_of_groups, strict=True))
+        # New states take the shared values of others: first those that the user has moved to another parameter.
+        for settings, row in groups:
+            moved = list(filter(HAS_MOVED_IN, row))
+            if moved:
+                self._complete(settings, moved)
+        for settings, row in groups:
             self._complete(settings, row)
         rows = self._with_slots()
         if self.core.traits.owners_keep_slots:

@@ -739,3 +739,24 @@ def test_a_reset_starts_the_averages_of_one_parameter_again_as_in_torch(name):
 
     (_, ours), (_, theirs) = both(lambda module: edited(module, name, reset))
     assert_close(ours.values(), theirs.values(), TOLERANCES.get(name, TOLERANCE))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["moved first", "moved last"])
+@pytest.mark.parametrize("apart", [True, False], ids=["groups", "one group"])
+@pytest.mark.parametrize("compile", [False, True], ids=["lists", "compiled"])
+def test_a_first_gradient_has_what_a_state_that_was_moved_knows_of_all_gradients(compile, apart, order):
+    """The norm of the last gradients, which clips these, is in the state that a user has moved to another parameter."""
+    make = gradtx.chain(gradtx.clip_by_global_norm(0.5, stale=True), gradtx.sgd(lr=1.0, momentum=0.9))
+    moved, late = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(4))
+    params = [(moved, late)[i] for i in order]
+    optimizer = gradtx.as_optimizer(make, [{"params": [x]} for x in params] if apart else params, compile=compile)
+    moved.grad = torch.full((3,), 2.0)
+    norm = float(moved.grad.norm())
+    optimizer.step()
+    new = torch.nn.Parameter(moved.detach().clone())
+    for group in optimizer.param_groups:
+        group["params"][:] = [new if param is moved else param for param in group["params"]]
+    optimizer.state[new] = optimizer.state.pop(moved)
+    new.grad, late.grad = torch.zeros(3), torch.ones(4)
+    optimizer.step()
+    torch.testing.assert_close(late.detach(), torch.full((4,), -0.5 / norm))
