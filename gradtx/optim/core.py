@@ -107,6 +107,10 @@ class Core:
         state.pop("traits", None)
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__.pop("traits", None)  # they follow from the chain
+
     def at_state(
         self, params: Iterable[Tensor] | None = None, **changes: bool
     ) -> contextlib.AbstractContextManager[None]:
