@@ -288,7 +288,7 @@ def shapes_of(gradients: Iterator[Gradients]) -> Shapes:
     """Return the shapes of all leaves that have a gradient in one of the first steps; others are of the usual shape."""
     shapes: dict[int, tuple[int, ...]] = {}
     leaves = 0
-    for _ in range(40):
+    for _ in range(100):  # at least as many as are taken
         values = next(gradients)
         leaves = len(values)
         for i, gradient in enumerate(values):
