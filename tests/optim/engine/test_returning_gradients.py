@@ -22,6 +22,27 @@ def step(optimizer, params, present):
     optimizer.step()
 
 
+class BesideTorch:
+    """An optimizer and torch's of the same name, which take the same steps."""
+
+    def __init__(self, compile, name="AdamW", **options):
+        self.ours, self.theirs = parameters(), parameters()
+        self.optimizer = getattr(gradtx.optim, name)(self.ours, lr=0.1, compile=compile, **options)
+        self.reference = getattr(torch.optim, name)(self.theirs, lr=0.1, foreach=False, **options)
+
+    def step(self, *patterns):
+        for present in patterns:
+            step(self.optimizer, self.ours, present)
+            step(self.reference, self.theirs, present)
+
+    def change(self, edit):
+        edit(self.optimizer, self.ours)
+        edit(self.reference, self.theirs)
+
+    def check(self):
+        torch.testing.assert_close(self.ours, self.theirs, rtol=1e-12, atol=0)
+
+
 @pytest.fixture
 def planned(monkeypatch):
     """The number of plans that have been made."""
@@ -37,21 +58,17 @@ def planned(monkeypatch):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_patterns_of_gradients_that_return_are_planned_once_and_step_as_in_torch(compile, planned):
-    ours, theirs = parameters(), parameters()
-    optimizer = gradtx.optim.AdamW(ours, lr=0.1, compile=compile)
-    reference = torch.optim.AdamW(theirs, lr=0.1)
+    pair = BesideTorch(compile)
     for turn in range(6):
         present = ({0, 1}, {2, 3}, {1, 2})[turn % 3]
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
+        pair.step(present)
     before = len(planned)
     for turn in range(6):
         present = ({0, 1}, {2, 3}, {1, 2})[turn % 3]
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
-        assert {way.name for way in optimizer.explain() if way.way != "not yet"} >= set(map(str, present))
+        pair.step(present)
+        assert {way.name for way in pair.optimizer.explain() if way.way != "not yet"} >= set(map(str, present))
     assert len(planned) == before
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    pair.check()
 
 
 def test_slots_and_weights_that_have_been_replaced_are_freed_at_the_next_plan():
@@ -105,14 +122,10 @@ def looked_at(monkeypatch):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_new_pattern_is_planned_without_a_look_at_parameters_that_are_as_before(compile, looked_at):
-    ours, theirs = parameters(), parameters()
-    optimizer = gradtx.optim.AdamW(ours, lr=0.1, compile=compile)
-    reference = torch.optim.AdamW(theirs, lr=0.1)
-    for present in ({0, 1, 2, 3}, {0, 1}, {1, 2}, {0, 2, 3}, {3}, {1, 3}, {0, 3}):
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
+    pair = BesideTorch(compile)
+    pair.step({0, 1, 2, 3}, {0, 1}, {1, 2}, {0, 2, 3}, {3}, {1, 3}, {0, 3})
     assert sorted(looked_at) == ["0", "1", "2", "3"]
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    pair.check()
 
 
 def moved(optimizer, params):
@@ -140,38 +153,24 @@ def loaded(optimizer, params):
 @pytest.mark.parametrize("change", [wider, strided, replaced, loaded])
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_parameter_that_has_changed_is_looked_at_again(compile, change, looked_at):
-    ours, theirs = parameters(), parameters()
-    optimizer = gradtx.optim.AdamW(ours, lr=0.1, compile=compile)
-    reference = torch.optim.AdamW(theirs, lr=0.1)
-    for present in ({0, 1, 2, 3}, {0, 1}):
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
+    pair = BesideTorch(compile)
+    pair.step({0, 1, 2, 3}, {0, 1})
     looked_at.clear()
-    change(optimizer, ours)
-    change(reference, theirs)
-    for present in ({1, 2}, {0, 1, 3}, {1, 3}):
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
+    pair.change(change)
+    pair.step({1, 2}, {0, 1, 3}, {1, 3})
     assert "1" in looked_at
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    pair.check()
 
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_parameter_in_other_memory_is_found_there_without_another_look(compile, looked_at):
-    ours, theirs = parameters(), parameters()
-    optimizer = gradtx.optim.AdamW(ours, lr=0.1, compile=compile)
-    reference = torch.optim.AdamW(theirs, lr=0.1)
-    for present in ({0, 1, 2, 3}, {0, 1}):
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
+    pair = BesideTorch(compile)
+    pair.step({0, 1, 2, 3}, {0, 1})
     looked_at.clear()
-    moved(optimizer, ours)
-    moved(reference, theirs)
-    for present in ({0, 2}, {1, 2}, {0, 1, 3}, {1, 3}):
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
+    pair.change(moved)
+    pair.step({0, 2}, {1, 2}, {0, 1, 3}, {1, 3})
     assert not looked_at
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    pair.check()
 
 
 @pytest.mark.parametrize("compile", [False, True])
@@ -181,15 +180,8 @@ def test_parameters_that_come_to_share_memory_later_step_one_after_another(compi
     def tied(optimizer, params):
         params[2].data = params[3].data[:5]
 
-    ours, theirs = parameters(), parameters()
-    optimizer = gradtx.optim.SGD(ours, lr=0.1, weight_decay=0.5, compile=compile)
-    reference = torch.optim.SGD(theirs, lr=0.1, weight_decay=0.5, foreach=False)
-    for present in ({0, 1}, {2, 3}, {1, 2}):
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
-    tied(optimizer, ours)
-    tied(reference, theirs)
-    for present in ({2, 3}, {0, 1, 2, 3}, {1, 3}, {2}):
-        step(optimizer, ours, present)
-        step(reference, theirs, present)
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    pair = BesideTorch(compile, "SGD", weight_decay=0.5)
+    pair.step({0, 1}, {2, 3}, {1, 2})
+    pair.change(tied)
+    pair.step({2, 3}, {0, 1, 2, 3}, {1, 3}, {2})
+    pair.check()
