@@ -106,7 +106,7 @@ class HessianSource:
         )
         if lacks_none and not estimates:
             return
-        if isinstance(step.count, Tensor):
+        if isinstance(step.counts.updates, Tensor):
             raise RuntimeError(
                 f"{self.link}: with capturable=True, every step needs step(hessian_diag=...) with a tensor for each "
                 "parameter that has a gradient; an estimate depends on a count that only the device knows"
@@ -186,7 +186,7 @@ class HessianSource:
         return diagonal
 
     def _random_vectors(self, due: list[Leaf], step: Step) -> Diagonal:
-        counter = torch.as_tensor(step.count)
+        counter = torch.as_tensor(step.counts.updates)
         vectors = {}
         for leaf in due:
             member = leaf.key

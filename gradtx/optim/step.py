@@ -22,9 +22,7 @@ from gradtx.base.plain import LAYOUT, STRIDED
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.redistribution import gradient_like
-from gradtx.execution.execute import (
-    prepare,
-)
+from gradtx.execution.execute import prepare
 from gradtx.execution.extras import (
     FUNCTIONS,
     check_extras,
@@ -35,23 +33,11 @@ from gradtx.execution.extras import (
 from gradtx.execution.runs import Place
 from gradtx.optim.chain_checks import check_scheduler, warn_of_unread_rate
 from gradtx.optim.core import Core
-from gradtx.optim.device_counts import (
-    Scaling,
-    check_capture,
-)
+from gradtx.optim.device_counts import Scaling, check_capture
 from gradtx.optim.group_agreement import check_groups
-from gradtx.optim.groups import (
-    GroupSettings,
-    Values,
-)
+from gradtx.optim.groups import GroupSettings, Values
 from gradtx.optim.ranks import Intent, hand_over_loaded
-from gradtx.optim.run import (
-    GRADIENT,
-    Extras,
-    Member,
-    OptimizerRun,
-    Trees,
-)
+from gradtx.optim.run import GRADIENT, Extras, Member, OptimizerRun, Trees
 from gradtx.optim.step_counts import LastCounts, StepCounts
 from gradtx.optim.step_execution import StepExecution
 from gradtx.optim.step_leaves import StepLeaves
@@ -59,11 +45,9 @@ from gradtx.plans.bundle import is_on_accelerator
 from gradtx.plans.hyperparameters import Structure
 
 CALL = "step(closure"
-
 STRUCTURE = operator.attrgetter("structure")
 NONES = itertools.repeat(None)
 HAS_MOVED_IN = operator.attrgetter("has_moved_in")
-FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
 class Step:
@@ -79,8 +63,6 @@ class Step:
         core: The core of the optimizer.
         extras: The inputs other than gradients, of the caller or of its closure.
         device: The device of the first parameter.
-        increment: What the step adds to counts.
-        count: The number of finished updates, in which any parameter had a gradient: schedules follow it.
         rows: The parameters with slots, of which those with a gradient step: the rows of plans.
         members: The parameters that step.
         all_have_gradients: Whether all rows have gradients.
@@ -97,18 +79,15 @@ class Step:
         scalars: The extras that all leaves share.
         scalar_dtypes: The dtypes of those that are tensors.
         trees: The extras by leaf.
-        on_host: Whether the host may read counts and numbers.
-        counts: Its counts.
-        has_run: Whether anything has asked for its run.
+        counts: Its counts, and who counts.
+        made_run: Its run, once anything has asked for it.
     """
 
-    count: int | Tensor
     counts: StepCounts
 
-    has_run = False
     run_type = OptimizerRun
     begins_with_all = True  # whether all gradients are there when it begins
-    _run: OptimizerRun | None = None
+    made_run: OptimizerRun | None = None
     _leaves: StepLeaves | None = None
 
     def __init__(
@@ -166,12 +145,7 @@ class Step:
         self.members, self.all_have_gradients = self.rows, True
         if self.rows is not self.every or not all(self.have_gradients):
             self.members, self.all_have_gradients = self._stepping()
-        counts = self.counts = StepCounts(core, self.every, self.device, scaling)
-        self.count, self.on_host, self.increment = (
-            counts.updates,
-            counts.on_host,
-            counts.increment,
-        )
+        self.counts = StepCounts(core, self.every, self.device, scaling)
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
@@ -184,16 +158,17 @@ class Step:
     @property
     def run(self) -> OptimizerRun:
         """Provides operations with old values and collects new ones; many programs need none."""
-        if self._run is None:
-            self._run, self.has_run = self._new_run(), True
-        return self._run
+        if self.made_run is None:
+            self.made_run = self._new_run()
+        return self.made_run
 
     @property
     def leaves(self) -> StepLeaves:
         """The parameters as leaves of the run."""
         if self._leaves is None:
+            count = self.counts.updates
             self._leaves = StepLeaves(
-                self.run, self.core, self.values, self.count, self.scaling, self.device
+                self.run, self.core, self.values, count, self.scaling, self.device
             )
         return self._leaves
 
@@ -330,9 +305,7 @@ class Step:
     def host_knows_scalars(self) -> bool:
         """Whether counts, numbers and shared extras are all on the host, and it may read them."""
         scalars = itertools.chain(*self.hyperparameters, self.scalars.values())
-        return self.on_host and not any(map(is_on_accelerator, scalars))
-
-    # Leaves.
+        return self.counts.on_host and not any(map(is_on_accelerator, scalars))
 
     # Computing.
 
@@ -348,18 +321,17 @@ class Step:
         execution.run(bundles, alone)
         if core.watch is not None:
             core.watch.end()
-        if core.traits.clocks or self.has_run:
+        if core.traits.clocks or self.made_run is not None:
             self._end_run()
         self.counts.end()
-        if self.counts.are_replaced:
-            core.last_counts = None
-        else:
+        last_counts = None
+        if not self.counts.are_replaced:
             last_counts = core.last_counts
             if last_counts is None:
                 last_counts = LastCounts.of(self.every, core.states.by_param)
-                core.last_counts = last_counts
             if last_counts is not None:
                 last_counts.note(self)
+        core.last_counts = last_counts
         for settings in self.groups:
             if settings.shown:
                 settings.show(self.counts.shown)
@@ -379,7 +351,7 @@ class Step:
     def _end_run(self) -> None:
         """Let combinators end the step, and write new shared values."""
         core = self.core
-        run = self.run if self._run is None else self._run
+        run = self.made_run or self.run
         if self._is_idle:
             run.commits.clear()
         has_idle_clock = not core.traits.clocks <= run.new_shared.keys()
@@ -452,22 +424,22 @@ class Step:
         return any(route.traits().exchanges for route in routes)
 
     def _check_groups(self) -> None:
-        check_groups(self.core, self.values, self.rows_of_groups, self.count)
+        check_groups(self.core, self.values, self.rows_of_groups, self.counts.updates)
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
-        core = self.core
+        core, count = self.core, self.counts.updates
         if not core.traits.clocks:
-            return self.count
+            return count
         path = core.members.clock_path(place)
         if path is None:
-            return self.count
+            return count
         if core.members.traits.restarts_inner:  # the count may restart in this step
             self.leaves.expanded()
             step = self.run.inner_counts[path]
         else:
             step = self.run.scalars(path).get("step", 0)
-        return step if isinstance(self.count, Tensor) else int(step)
+        return step if isinstance(count, Tensor) else int(step)
 
 
 def _check_exchanges(core: Core, scaling: Scaling | None) -> None:

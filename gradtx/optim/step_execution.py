@@ -40,7 +40,7 @@ class StepExecution:
                 self.observer = None
             if eager or self.observer is not None or self.step.core.members.are_divided:
                 self._run_all(bundles, eager, done)
-            elif self.step.has_run:
+            elif self.step.made_run is not None:
                 execute(bundles, done.append)
             else:  # bundles that need no run do not wait for each other
                 for bundle in bundles:

@@ -55,7 +55,8 @@ class KernelFunction:
     ):
         self._kernels = kernels
         self.variant = kernels.variant
-        self._scalars_of_step = kernels.scalars.where_on_device(on_device).function
+        self._scalars = kernels.scalars.where_on_device(on_device)
+        self._varying = varying
         self._of_lists = phase, device, on_device, varying
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
@@ -70,7 +71,7 @@ class KernelFunction:
             lists = list_function_of(*self._of_lists)
             assert lists is not None  # no scalar varies
             return lists.run(lists.prepare(scalars), columns)
-        return self._computed(self._scalars_of_step(scalars), None, columns)
+        return self._computed(self._scalars.function(scalars), None, columns)
 
     def _computed(
         self,
@@ -149,7 +150,8 @@ class KernelFunctionOfRows(KernelFunction):
             lists = self._lists()
             return lists.run(lists.spread(sets, which), columns)
         rows = Rows(which, columns[-1][0].device)
-        return self._computed(list(map(self._scalars_of_step, sets)), rows, columns)
+        of_sets = self._scalars.function_of_sets(self._varying)
+        return self._computed(of_sets(sets), rows, columns)
 
 
 def _are_addressed(columns: Sequence[list[Tensor]]) -> bool:

@@ -170,8 +170,9 @@ class Watcher:
         self._observed = None
         self._begun += 1
         self._seen.with_gradient.note(step)
-        if isinstance(step.increment, Tensor):
-            self._skipped = self._skipped + (1 - step.increment.to(torch.int64))
+        increment = step.counts.increment
+        if isinstance(increment, Tensor):
+            self._skipped = self._skipped + (1 - increment.to(torch.int64))
         if self._next is None and self._begun % self._every == 0:
             self._next = "sample"
         # While gradients are released, leaves have stepped before this.
@@ -211,7 +212,8 @@ class Watcher:
         loss = step.scalars.get("value")
         if isinstance(loss, Tensor):
             loss = loss.detach()  # a graph would keep all weights and activations
-        number = step.count + 1 if isinstance(step.count, int) else self._begun
+        updates = step.counts.updates
+        number = updates + 1 if isinstance(updates, int) else self._begun
         sample = Sample(
             number,
             observer.rows,

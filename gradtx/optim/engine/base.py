@@ -356,7 +356,7 @@ class Engine(ABC):
                 sets.append(scalars + after)
             if not sets:
                 continue
-            bundle.begin(run, sets, step.on_host, set_of_row)
+            bundle.begin(run, sets, step.counts.on_host, set_of_row)
             bundle.consumes = step.consumes
             bundle.are_as_planned = plan.gradients_are_as_planned
             if bundle.signature.has_owners:
@@ -386,7 +386,7 @@ def _scalars_of_group(
         member: A row.
         step: The step.
     """
-    before: list[Any] = [step.count]
+    before: list[Any] = [step.counts.updates]
     if step.scaling is not None:
         before.extend(step.scaling.on(local(member.param).device))
     before.extend(step.hyperparameters[member.group])
@@ -395,7 +395,11 @@ def _scalars_of_group(
     after: list[Any] = []
     for name in signature.scalars:
         value: Any = step.scalars[name]
-        if step.on_host and isinstance(value, Tensor) and value.device.type == "cpu":
+        if (
+            step.counts.on_host
+            and isinstance(value, Tensor)
+            and value.device.type == "cpu"
+        ):
             value = value.item()
         after.append(value)
     return before, after

@@ -57,7 +57,7 @@ class MemberFamily(Family[Member]):
             signature,
             leaf.operations,
             ChainOf(step.groups[0].tx, step.structures[member.group]),
-            step.on_host,
+            step.counts.on_host,
             scaling=scaling_from,
             step=step,
         )

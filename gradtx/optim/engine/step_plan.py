@@ -163,7 +163,7 @@ class StepPlan(Plan[Any]):
         has_moved = list(map(Tensor.data_ptr, memory)) != guard.addresses
         if has_moved and not self._moves_to(memory):
             return False
-        if are_few:
+        if are_few and self.gradients_are_as_planned:
             self._note_rows()  # now: all are where they were planned
         return True
 
@@ -244,7 +244,7 @@ def fingerprint_of(
         trees,
         torch.is_inference_mode_enabled(),
         step.scaling is not None,
-        step.on_host,
+        step.counts.on_host,
     )
     if last is not None and step.repeats_last and members is last.members:
         return last.fingerprint[0], of_step
