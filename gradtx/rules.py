@@ -643,7 +643,7 @@ class FactoryCall(GradientTransformation):
                 value = value._structure()
                 if value is None:
                     return None
-            elif not _is_constant(value):
+            elif not is_constant(value):
                 return None
             parts.append(value)
         return tuple(parts)
@@ -852,10 +852,10 @@ def with_cautious_decay(
     return tx._rebuilt(children, arguments, True)
 
 
-def _is_constant(value: Any) -> bool:
+def is_constant(value: Any) -> bool:
     """Whether a value is a plain constant, so that equal values imply equal programs."""
     if isinstance(value, tuple):
-        return all(map(_is_constant, value))
+        return all(map(is_constant, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 

@@ -366,15 +366,30 @@ class GradientTransformation:
                 links.extend(child._typed_links(typed))
         return links
 
+    _listed: dict[Any, tuple[Entry, ...]] | None = None
+
     def _entries(
         self, labels: Mapping[Any, str] | None = None, apart: bool = True
-    ) -> list[Entry]:
+    ) -> tuple[Entry, ...]:
         """Return all hyperparameters with their public names.
 
         With `labels` (key of a partition's selector -> label), return them as leaves with these labels see them: names
         in their branches are bare. If `apart`, an alias's own hyperparameters are hidden from leaves in its other
         branches.
         """
+        if torch.compiler.is_compiling():  # as for `_requirements`
+            return self._named_entries(labels, apart)
+        key = None if labels is None else tuple(labels.items()), apart
+        if self._listed is None:
+            self._set(_listed={})
+        listed = cast("dict[Any, tuple[Entry, ...]]", self._listed)
+        if key not in listed:
+            listed[key] = self._named_entries(labels, apart)
+        return listed[key]
+
+    def _named_entries(
+        self, labels: Mapping[Any, str] | None, apart: bool
+    ) -> tuple[Entry, ...]:
         found = list(_found(self, labels, apart, (), "", Counter()))
         public: dict[Any, str] = {}
         # The first optimizer (alias) that has a name keeps it, else the first link.
@@ -382,7 +397,7 @@ class GradientTransformation:
             taken = public.values()
             free = (name for name in entry.names if name not in taken)
             public[entry.place] = next(free, entry.full)
-        return [entry._replace(name=public[entry.place]) for entry in found]
+        return tuple(entry._replace(name=public[entry.place]) for entry in found)
 
     def _branches(self) -> Branches | None:
         """Return the branches among which each leaf takes one, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import types
@@ -21,7 +22,7 @@ from gradtx.optim.chain_checks import drop_engine_options
 from gradtx.optim.engine import Engine as Engine  # as torch above
 from gradtx.optim.groups import Group, names_in_group
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.rules import complete_docstring
+from gradtx.rules import complete_docstring, is_constant
 from gradtx.transform import GradientTransformation
 
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
@@ -97,8 +98,7 @@ class AliasOptimizer(ChainOptimizer):
         engine["capturable"] = bool(engine["capturable"])
         drop_engine_options(type(self).__name__, kwargs)
         named = {self._argument_named(name): value for name, value in kwargs.items()}
-        tx = self._alias(*args, **named)
-        super().__init__(tx, params, **engine)
+        super().__init__(_built(self._alias, args, named), params, **engine)
         arguments = self._arguments.bind(*args, **named).arguments
         del engine["process_group"]  # `defaults` are copied and pickled
         for name, value in engine.items():
@@ -217,6 +217,36 @@ def _docstring(cls: type[AliasOptimizer], alias: Any, told: Mapping[str, str]) -
         f"    >>> optimizer.step({'closure' if is_evaluated else ''})\n"
     )
     return f"{summary}\n\n{of_class(docstring, example)}"
+
+
+def _built(
+    alias: Any, args: tuple[Any, ...], named: dict[str, Any]
+) -> GradientTransformation:
+    """Return an alias's transformation: the same one for equal constants, of which all that follows is known."""
+    if alias.spec.is_ours and all(map(is_constant, (*args, *named.values()))):
+        return _built_of_constants(alias, _EqualArguments(args, named))
+    return alias(*args, **named)
+
+
+class _EqualArguments:
+    """Arguments that are equal if they have one text: 1, 1.0 and True differ, as do zeros of other signs."""
+
+    def __init__(self, args: tuple[Any, ...], named: dict[str, Any]):
+        self.args, self.named = args, named
+        self._text = repr((args, named))
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _EqualArguments) and self._text == other._text
+
+
+@functools.lru_cache(maxsize=128)
+def _built_of_constants(
+    alias: Any, constants: _EqualArguments
+) -> GradientTransformation:
+    return alias(*constants.args, **constants.named)
 
 
 def _defaults_of(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -20,7 +21,6 @@ from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
-from gradtx.execution.execute import Route
 from gradtx.execution.runs import Place
 from gradtx.execution.traits import Traits
 from gradtx.optim.chain_checks import warn_of_unread
@@ -32,8 +32,9 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
+from gradtx.optim.outline import Outline, Outlines
 from gradtx.optim.run import Member, OptimizerRun, clock_after, leaf_of, never_trains
-from gradtx.plans.hyperparameters import Hyperparameters, Structure
+from gradtx.plans.hyperparameters import Hyperparameters
 from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
@@ -92,35 +93,39 @@ class Members:
             name: value
             for name, value in vars(self).items()
             if name
-            not in ("expanded", "traits", "partners", "independent_names", "_outlines")
+            not in (
+                *("expanded", "traits", "partners"),
+                *("independent_names", "outlines"),
+            )
         }
 
     @functools.cached_property
-    def expanded(self) -> OptimizerRun:
-        """A run of `init`, with the chain expanded for any members."""
-        run = OptimizerRun({}, {}, initial=True)
-        run.route = Route.of(self.tx, run, 0)
-        return run
+    def outlines(self) -> Outlines:
+        """What follows from the structure of the chain."""
+        return Outlines(self.tx)
 
     @functools.cached_property
-    def _outlines(self) -> list[tuple[Structure, Route]]:
-        return []
+    def expanded(self) -> OptimizerRun:
+        """A run of `init`, with the chain expanded for any members: what follows from its structure."""
+        entries = self.tx._entries()
+        structure = Hyperparameters(entries).structure
+        outline = self.outlines.find(structure)
+        if outline is None:
+            values = [entry.value for entry in entries]
+            outline = self.outlines.add(structure, self.tx, values)
+        return outline.run
 
-    def outline(self, settings: GroupSettings) -> Route:
+    def outline(self, settings: GroupSettings) -> Outline:
         """Return the chain of a group, expanded once for its structure, for plans: with some values, and for no step.
 
         Its operations tell what programs may do with a leaf.
         """
-        for structure, route in self._outlines:
-            if structure == settings.structure:
-                return route
-        if Hyperparameters(settings.entries.values()).structure == settings.structure:
-            route = self.expanded.route
-        else:
-            run = OptimizerRun({}, {}, initial=True)
-            route = Route.of(settings.chain(settings.settled, CPU), run, 0)
-        self._outlines.append((settings.structure, route))
-        return route
+        outline = self.outlines.find(settings.structure)
+        if outline is None:
+            values = settings.settled
+            chain = settings.chain(values, CPU)
+            outline = self.outlines.add(settings.structure, chain, values.values())
+        return outline
 
     @functools.cached_property
     def traits(self) -> Traits:
@@ -175,13 +180,10 @@ class Members:
         positions_of_labels: dict[Labels, list[int]] = {}
         if not params:
             positions_of_labels[self._labels_named(group.get("label"))] = []
-        self.expanded.show(by_param)
-        try:
+        with self._shown(by_param):
             for i, param in enumerate(params):
                 labels = self._labels(by_param[param])
                 positions_of_labels.setdefault(labels, []).append(i)
-        finally:
-            self.expanded.show({})
         all_settings: list[GroupSettings] = []
         whole = dict(group)
         unread: dict[str, str] = {}
@@ -209,6 +211,19 @@ class Members:
             all_settings.append(settings)
         unread = {name: other for name, other in unread.items() if name not in read}
         return Joining(all_settings, by_param, unread)
+
+    @contextlib.contextmanager
+    def _shown(self, by_param: Mapping[Tensor, Member]) -> Iterator[None]:
+        """Let the chain's selectors see members inside the block."""
+        run = self.expanded
+        if not run.selectors:  # other optimizers may use it now
+            yield
+            return
+        run.show(by_param)
+        try:
+            yield
+        finally:
+            run.show({})
 
     def _add(self, by_param: dict[Tensor, Member], group: Group) -> None:
         """Add the parameters of a group that are no members yet, named as in the model or by numbers."""

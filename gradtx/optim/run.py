@@ -115,6 +115,24 @@ def kinds_of(param: Tensor, layout: Layout, state: State) -> Kinds:
     return kinds
 
 
+def zero_steps() -> Tensor:
+    """Return the count before any step."""
+    is_double = torch.get_default_dtype() == torch.float64  # as in torch.optim
+    return torch.tensor(
+        0.0, dtype=torch.float64 if is_double else torch.float32, device=CPU
+    )
+
+
+def stand_in(param: Tensor, dtype: torch.dtype, stride: tuple[int, ...]) -> Tensor:
+    """Return a tensor like a gradient of a parameter, of which only the type and the layout matter."""
+    like = param.detach()
+    if like.dtype == dtype and like.stride() == stride:
+        return like
+    like = torch.empty_strided(param.shape, stride, dtype=dtype, device=param.device)
+    like.untyped_storage().resize_(0)
+    return like
+
+
 @dataclass(eq=False)
 class Member:
     """One parameter of an optimizer.
@@ -168,6 +186,15 @@ class Member:
     def present_kinds(self) -> Kinds:
         """Return the present kinds of the parameter and of its slots; a slot that is no tensor has none."""
         return kinds_of(self.param, self.layout, self.state)
+
+    def likely_gradient(self) -> Tensor:
+        """Return the parameter's gradient, or a tensor without values that is like the one it will have."""
+        gradient = self.param.grad
+        if gradient is not None:
+            self.gradient_dtype = gradient.dtype
+            return gradient
+        dtype = self.gradient_dtype or self.param.dtype
+        return stand_in(self.param, dtype, self.param.stride())
 
     def set_count(self, count: int | DeviceCount) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""
@@ -234,6 +261,7 @@ def _comparable(slot: Tensor) -> Tensor:
     return values.view(torch.uint8) if values.dtype.itemsize == 1 else values
 
 
+GRAD = operator.attrgetter("grad")  # of a parameter
 COUNT = operator.attrgetter("count")
 STATE = operator.attrgetter("state")
 GRADIENT = operator.attrgetter("param.grad")

@@ -46,6 +46,7 @@ from gradtx.optim.run import (
     leaf_of,
     missed_in,
     never_trains,
+    zero_steps,
 )
 from gradtx.optim.slot_names import is_slot_name
 from gradtx.state.conversion import Entry, converted
@@ -193,7 +194,27 @@ class States:
         ]
         if not params:
             return {}
+        outline = self.members.outline(settings)
+        known: dict[Tensor, Initial] = {}
+        for param in params:
+            first_state = outline.first_state(param)
+            if first_state is not None:
+                known[param] = Initial(*first_state.of(param, shown(param)))
+        others = [param for param in params if param not in known]
+        if others:
+            known |= self._computed(settings, others, members, shown)
+        return {param: known[param] for param in params}
+
+    def _computed(
+        self,
+        settings: GroupSettings,
+        params: list[Tensor],
+        members: Mapping[Tensor, Member] | None,
+        shown: Callable[[Tensor], Tensor],
+    ) -> dict[Tensor, Initial]:
+        """Return first states as the chain computes them."""
         members = self.members.by_param if members is None else members
+        outline = self.members.outline(settings)
         run, routes = self._started(settings, params, members)
         clock = clock_after(0)
         leaves: list[Leaf] = []
@@ -232,6 +253,8 @@ class States:
                 layout = Layout.of(run, leaf)
                 state = _first_state(run, leaf, layout)
                 first[param] = Initial(layout, state, kinds_of(param, layout, state))
+                if replicas is None:
+                    outline.note(param, leaf, layout, state)
                 continue
             initial = first[of_kind]
             if of_kind not in copies:
@@ -386,7 +409,7 @@ class States:
         if following:
             state.update(self._following(settings, member, initial, state))
         if not isinstance(state["step"], Tensor):
-            count = int(_zero_steps().double() + state["step"])
+            count = int(zero_steps().double() + state["step"])
             state["step"] = as_step(count, first["step"].dtype)
         for key in layout.program_keys:
             what = f"{who}: {key!r}"
@@ -665,7 +688,7 @@ def without_messages(param: Tensor) -> Tensor:
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     """Return the flat state of a leaf after `initialize`; its shared values are those of leaves with state."""
     run.memory.register([leaf.inputs[1]])
-    state = {"step": _zero_steps()}
+    state = {"step": zero_steps()}
     for (path, slot), key in by_state_key(layout.slots):
         value = leaf.as_stored(leaf.new[path][slot])
         # Parameters that start later get theirs from the same expansion, whose numbers are tensors of its own.
@@ -696,13 +719,6 @@ def _fitting(what: str, slot: Any, first: Tensor, dtype: torch.dtype) -> Tensor:
         if not first.ndim or slot.dtype == dtype:
             return slot.to(first.dtype)
     raise ValueError(f"{what} is {kind}, needs {needed}; {REFIT}")
-
-
-def _zero_steps() -> Tensor:
-    is_double = torch.get_default_dtype() == torch.float64  # as in torch.optim
-    return torch.tensor(
-        0.0, dtype=torch.float64 if is_double else torch.float32, device=CPU
-    )
 
 
 REMEDY = (

@@ -18,7 +18,6 @@ from gradtx.execution.extras import add_extras
 from gradtx.execution.owners import with_regions
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, unscaling
-from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.groups import Values
 from gradtx.optim.run import DeviceCount, Member, OptimizerRun, clock_after, leaf_of
 
@@ -100,9 +99,9 @@ class StepLeaves:
         ):
 
             def route_of(member: Member) -> Route:
-                return all_members.outline(all_members.groups[member.group])
+                return all_members.outline(all_members.groups[member.group]).route
 
-        gradients = list(map(likely_gradient, members))
+        gradients = [member.likely_gradient() for member in members]
         return self._released(members, gradients, route_of)
 
     def _released(

@@ -27,7 +27,6 @@ from gradtx.optim.engine.views import (
     is_positional,
 )
 from gradtx.optim.explain import Launch
-from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
 from gradtx.plans.function import Signature
@@ -40,7 +39,7 @@ def _kind_of_member(member: Member) -> Any:
     Members of one kind differ in the memory of their tensors alone.
     """
     step: Any = member.state.get("step")
-    tensors = [*tensors_of(member), likely_gradient(member)]
+    tensors = [*tensors_of(member), member.likely_gradient()]
     if not TYPES.issuperset(map(type, (*tensors, step))):
         return None
     if not STRIDED.issuperset(map(LAYOUT, tensors)):
@@ -293,7 +292,7 @@ class Engine(ABC):
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
         read = [
-            likely_gradient(member),
+            member.likely_gradient(),
             *(step.trees[name][leaf.name] for name in by_leaf),
         ]
         return LeafKind(

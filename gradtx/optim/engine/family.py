@@ -15,7 +15,6 @@ from gradtx.compiler.terms import constants_in
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
-from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.plans.hyperparameters import ChainOf
@@ -67,7 +66,7 @@ class MemberFamily(Family[Member]):
         tensors = [
             member.param,
             *(member.state[key] for key in self.signature.slots_by_leaf),
-            likely_gradient(member),
+            member.likely_gradient(),
         ]
         trees = self.step.trees
         tensors.extend(trees[name][member.name] for name in self.signature.by_leaf)

@@ -47,8 +47,7 @@ from gradtx.optim.engine.views import (
     view_or_copy,
 )
 from gradtx.optim.explain import Launch
-from gradtx.optim.gradients import GRAD
-from gradtx.optim.run import Member
+from gradtx.optim.run import GRAD, Member
 from gradtx.optim.step import Step
 from gradtx.plans.bundle import ABSENT, NamedLeaf, Selection, scalars_for
 from gradtx.plans.function import Signature

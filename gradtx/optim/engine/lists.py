@@ -47,8 +47,7 @@ from gradtx.optim.engine.views import (
     put_back,
     view_or_copy,
 )
-from gradtx.optim.gradients import GRAD
-from gradtx.optim.run import COUNT, GRADIENT, Member
+from gradtx.optim.run import COUNT, GRAD, GRADIENT, Member
 from gradtx.plans.bundle import (
     ListBundle,
     Selection,

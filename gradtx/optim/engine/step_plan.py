@@ -16,8 +16,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import MemoryGuard
 from gradtx.optim.engine.overlap import extent_of, have_overlap
-from gradtx.optim.gradients import GRAD, likely_gradient, stand_in
-from gradtx.optim.run import STATE, Member, TensorKind
+from gradtx.optim.run import GRAD, STATE, Member, TensorKind, stand_in
 from gradtx.optim.step import Step
 from gradtx.plans.plan import Plan
 
@@ -105,7 +104,7 @@ class StepPlan(Plan[Any]):
         self.members = members
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
-        gradients = list(map(likely_gradient, members))
+        gradients = [member.likely_gradient() for member in members]
         self._gradient_kinds = list(map(TensorKind.of, gradients))
         self._gradient_strides = list(map(Tensor.stride, gradients))
         self._have_planned_layout = _torch.layout_check(gradients)

@@ -1,0 +1,133 @@
+"""What follows from the structure of a chain: optimizers and groups that differ only in numbers share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.plain import is_plain
+from gradtx.compiler.cache import ProgramsOfChains
+from gradtx.execution.execute import Leaf, Route
+from gradtx.optim.groups import has_any
+from gradtx.optim.run import Kinds, OptimizerRun, TensorKind, kinds_of, zero_steps
+from gradtx.plans.hyperparameters import Structure
+from gradtx.state.layout import Layout, State
+from gradtx.transform import GradientTransformation
+
+MOST_STRUCTURES = 32  # of the values of one chain
+MOST_KINDS = 256  # of parameters, whose first states one outline knows
+
+
+class FirstState:
+    """The state before any step of the parameters of one kind, where all slots start at zero.
+
+    Args:
+        layout: Its layout.
+        state: The state of one of these parameters; its slots may have no memory.
+
+    Attributes:
+        kinds: The kinds of a parameter and its slots; None before the first one.
+    """
+
+    kinds: Kinds | None = None
+
+    def __init__(self, layout: Layout, state: State):
+        self.layout = layout
+        self._slots = {
+            key: torch.empty_like(value, device="meta")
+            for key, value in state.items()
+            if key != "step"
+        }
+
+    def of(self, param: Tensor, shown: Tensor) -> tuple[Layout, State, Kinds]:
+        """Return the layout of a parameter's state, the state, on the device of what is shown of it, and the kinds."""
+        state: State = {"step": zero_steps()}
+        for key, slot in self._slots.items():
+            state[key] = torch.zeros_like(slot, device=shown.device)
+        if self.kinds is None or shown.device != param.device:
+            kinds = kinds_of(param, self.layout, state)
+            if shown.device != param.device:
+                return self.layout, state, kinds
+            self.kinds = kinds
+        return self.layout, state, self.kinds
+
+
+@dataclass
+class Outline:
+    """A chain, expanded with some values of a structure, for any members.
+
+    Attributes:
+        structure: The structure.
+        run: The run of `init` in which it is expanded.
+        is_shared: Whether optimizers share it.
+        first_states: The first states of parameters that start at zero, by what these depend on.
+    """
+
+    structure: Structure
+    run: OptimizerRun
+    is_shared: bool
+    first_states: dict[Any, FirstState] = field(default_factory=dict[Any, FirstState])
+
+    @property
+    def route(self) -> Route:
+        return self.run.route
+
+    def first_state(self, param: Tensor) -> FirstState | None:
+        """Return the first state of a parameter, if it is known."""
+        return self.first_states.get(_start_of(param)) if self.is_shared else None
+
+    def note(self, param: Tensor, leaf: Leaf, layout: Layout, state: State) -> None:
+        """Note the first state of a parameter for others of its kind, if it consists of zeros."""
+        if not (self.is_shared and is_plain(param)) or layout.shared:
+            return
+        for operation in leaf.operations:
+            slots = layout.slots.get(operation.path, {})
+            if not operation.starts_alike or not all(
+                map(operation.starts_at_zero, slots)
+            ):
+                return
+        if len(self.first_states) >= MOST_KINDS:
+            self.first_states.clear()
+        self.first_states[_start_of(param)] = FirstState(layout, state)
+
+
+def _start_of(param: Tensor) -> Any:
+    """Return what the first state of a parameter depends on, apart from the chain; None for a class of a user."""
+    if not is_plain(param):
+        return None
+    return TensorKind.of(param), param.stride(), torch.get_default_dtype()
+
+
+class Outlines:
+    """The outlines of an optimizer's chain, those of its own and those that it shares."""
+
+    def __init__(self, tx: GradientTransformation):
+        self._own: list[Outline] = []
+        self._shared: list[Outline] = _OUTLINES.of_chain(tx).setdefault("outlines", [])
+
+    def find(self, structure: Structure) -> Outline | None:
+        for outline in (*self._own, *self._shared):
+            if outline.structure == structure:
+                return outline
+        return None
+
+    def add(
+        self, structure: Structure, tx: GradientTransformation, values: Iterable[Any]
+    ) -> Outline:
+        """Expand a chain with some values."""
+        run = OptimizerRun({}, {}, initial=True)
+        run.route = Route.of(tx, run, 0)
+        # Selectors ask about the members of one optimizer; tensors are the user's.
+        is_shared = not (run.selectors or has_any(Tensor, values))
+        outlines = self._shared if is_shared else self._own
+        outline = Outline(structure, run, is_shared)
+        outlines.append(outline)
+        del outlines[:-MOST_STRUCTURES]
+        return outline
+
+
+_OUTLINES = ProgramsOfChains()
