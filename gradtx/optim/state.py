@@ -161,7 +161,12 @@ class States:
             settings: The group.
             members: All members, including those of the new group.
         """
-        params = [param for param in settings.params if not self.of(param)]
+        outline = self.members.outline(settings)
+        params = [
+            param
+            for param in settings.params
+            if outline.first_state(param) is None and not self.of(param)
+        ]
         is_divided = self.members.replicas is not None or any(map(is_sharded, params))
         if not is_divided:  # otherwise each parameter is assigned to an owner
             params = _one_of_each_kind(params, members)
