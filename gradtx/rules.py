@@ -27,11 +27,12 @@ from gradtx.arguments import (
     OfCount,
     has_schedule,
     is_off,
+    items_of,
     tensors_in,
     varies,
 )
 from gradtx.base.docstrings import with_arguments, with_errors
-from gradtx.base.exact import resolve
+from gradtx.base.exact import Schedule, resolve
 from gradtx.base.messages import describe, nearest
 from gradtx.base.names import is_ours, publish
 from gradtx.base.selectors import Selector, Where
@@ -630,16 +631,20 @@ class FactoryCall(GradientTransformation):
         return len(children) > 0 and all(child._maximizes for child in children)
 
     def _structure(self) -> Any:
-        if self._is_scheduled or not self._spec.is_ours:
-            # A schedule, or a user's function, may refer to any object, which a shared program would keep alive.
+        if not self._spec.is_ours:
+            # A user's function may refer to any object, which a shared program would keep alive.
             return None
         # The group of an alias's other branch, such as Muon's fallback, does not show whether the alias maximizes.
         parts: list[Any] = [self._spec, self._maximizes]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.is_hyperparameter and not isinstance(value, OfCount):
-                continue
-            if isinstance(value, GradientTransformation):
+                if not has_schedule(value):
+                    continue
+                value = _constants_of_schedules(argument.name, value)
+                if value is None:  # as may a user's schedule
+                    return None
+            elif isinstance(value, GradientTransformation):
                 value = value._structure()
                 if value is None:
                     return None
@@ -857,6 +862,17 @@ def is_constant(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(is_constant, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
+def _constants_of_schedules(name: str, value: Any) -> Any:
+    """Return what equal schedules in an argument share, and where they are; None if they may refer to any object."""
+    constants: list[Any] = [name]
+    for i, item in enumerate(items_of(value)):
+        if isinstance(item, Schedule):
+            constants.append((i, item.constants()))
+            if item.constants() is None:
+                return None
+    return tuple(constants)
 
 
 def _transformations(

@@ -366,7 +366,18 @@ class GradientTransformation:
                 links.extend(child._typed_links(typed))
         return links
 
-    _listed: dict[Any, tuple[Entry, ...]] | None = None
+    _computed: dict[Any, Any] | None = None
+
+    def _once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Return what follows from this transformation alone, which is computed once."""
+        if torch.compiler.is_compiling():  # as for `_requirements`
+            return compute()
+        if self._computed is None:
+            self._set(_computed={})
+        computed = cast("dict[Any, Any]", self._computed)
+        if key not in computed:
+            computed[key] = compute()
+        return computed[key]
 
     def _entries(
         self, labels: Mapping[Any, str] | None = None, apart: bool = True
@@ -377,15 +388,10 @@ class GradientTransformation:
         in their branches are bare. If `apart`, an alias's own hyperparameters are hidden from leaves in its other
         branches.
         """
-        if torch.compiler.is_compiling():  # as for `_requirements`
-            return self._named_entries(labels, apart)
-        key = None if labels is None else tuple(labels.items()), apart
-        if self._listed is None:
-            self._set(_listed={})
-        listed = cast("dict[Any, tuple[Entry, ...]]", self._listed)
-        if key not in listed:
-            listed[key] = self._named_entries(labels, apart)
-        return listed[key]
+        of_labels = None if labels is None else tuple(labels.items())
+        return self._once(
+            ("entries", of_labels, apart), lambda: self._named_entries(labels, apart)
+        )
 
     def _named_entries(
         self, labels: Mapping[Any, str] | None, apart: bool

@@ -53,6 +53,13 @@ class Schedule:
         """Return the value that a step at this count uses: a number, or a 0-d float64 tensor."""
         return resolve(self, count)
 
+    def constants(self) -> Any:
+        """Return what equal schedules share if they consist of constants and of this library's functions; else None.
+
+        Numbers that may also be tensors are left out.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"Schedule({describe(self._function)})"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
@@ -55,6 +56,8 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
 MOST_SIDES = 3
 # A box ends this far towards the end of a number's range, or beyond the number by about as many times its size.
 FAR = 0.999
+MOST_BOXES = 64  # of a chain
+CONSTANTS = (bool, int, float, str, torch.dtype)
 
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
@@ -65,26 +68,39 @@ FLOATS = frozenset((float,))
 CountOf: TypeAlias = Callable[[Place], int | None]
 
 
+# The least and the largest value of each number, by its name and its position in a tuple.
+Box: TypeAlias = Mapping[tuple[str, int], tuple[float, float]]
+
+
 class AcceptedValues:
     """Numbers for which the constructors of a chain raise no error.
 
     Constructors compare a number with bounds and with other numbers, as in `lr * proximal > 1`. So those that they
     accept beside the same others are an interval, and if they accept the corners of a box, which has the least and the
     largest value of each number, they accept all of it. A scheduler writes another number for each step: the box is
-    made larger than one step needs, because each corner costs a construction of the chain.
+    made larger than one step needs, because each corner costs a construction of the chain. Groups of one chain share
+    their boxes, one for each choice of what is off or no number.
 
     Args:
         tx: The chain.
+        labels: The labels of the group.
         entries: The hyperparameters, by their names in a group.
     """
 
-    def __init__(self, tx: GradientTransformation, entries: Mapping[str, Entry]):
+    def __init__(
+        self,
+        tx: GradientTransformation,
+        labels: Mapping[Any, str],
+        entries: Mapping[str, Entry],
+    ):
         self._tx = tx
         self._entries = entries
+        self._boxes: dict[Any, Box] = tx._once(
+            ("boxes", *labels.items()), dict[Any, Box]
+        )
         # Those that were checked last: at first by the constructor of the chain.
         self.values: Values = {name: entry.value for name, entry in entries.items()}
-        # The least and the largest value of numbers that have changed, by name and position in a tuple.
-        self._box: dict[tuple[str, int], tuple[float, float]] = {}
+        self._box: Box = {}  # those that are accepted beside the last values
 
     def check(self, values: Values, changed: Iterable[str]) -> None:
         """Check values of which some have changed since the last check.
@@ -92,65 +108,99 @@ class AcceptedValues:
         Raises:
             TypeError, ValueError: If the constructor would raise it.
         """
-        outside = self._outside(values, changed)
-        if outside is None or (outside and not self._reaches(values, outside)):
-            self._box = {}
-            self._construct(values)
+        if not self._are_inside(values, changed):
+            self._box = self._box_with(values)
         self.values = values
 
     def _construct(self, values: Values) -> None:
         places = {self._entries[name].place: value for name, value in values.items()}
         self._tx._replaced(places, checked=True)
 
-    def _outside(
-        self, values: Values, changed: Iterable[str]
-    ) -> dict[tuple[str, int], float] | None:
-        """Return the numbers outside the box; None if anything else has changed, or a number was or is off."""
-        outside: dict[tuple[str, int], float] = {}
+    def _are_inside(self, values: Values, changed: Iterable[str]) -> bool:
+        """Whether only numbers in the box have changed, of which none was or is off."""
         for name in changed:
             value, before = values[name], self.values[name]
             are_numbers = are_floats(value) and are_floats(before)
             if not are_numbers or len(items_of(value)) != len(items_of(before)):
-                return None
+                return False
             argument = self._entries[name].argument
             pairs = zip(items_of(value), items_of(before), strict=True)
             for i, (number, last) in enumerate(pairs):
                 if number == last:
                     continue
                 if argument.range_of(i).off in (number, last):
-                    return None
-                low, high = self._box.setdefault((name, i), (last, last))
+                    return False
+                low, high = self._box.get((name, i), (math.inf, -math.inf))
                 if not low <= number <= high:
-                    outside[name, i] = number
-        return outside
+                    return False
+        return True
 
-    def _reaches(
-        self, values: Values, outside: Mapping[tuple[str, int], float]
-    ) -> bool:
-        """Enlarge the box so that it contains some numbers; return whether its corners are accepted."""
-        if len(self._box) > MOST_SIDES:
-            return False
+    def _box_with(self, values: Values) -> Box:
+        """Return an accepted box that contains values.
+
+        Raises:
+            TypeError, ValueError: If the constructor would raise it.
+        """
+        key, point = self._sorted(values)
+        if key is None:  # tensors, and what else its owner may write
+            self._construct(values)
+            return point
+        if len(self._boxes) > MOST_BOXES:
+            self._boxes.clear()
+        key_before, before = self._sorted(self.values)
+        box = self._boxes.get(key) or (before if key == key_before else {})
+        outside = {
+            side: number
+            for side, (number, _) in point.items()
+            if not (box and box[side][0] <= number <= box[side][1])
+        }
+        larger = self._reached(values, box, outside) if outside and box else box
+        if not larger:
+            self._construct(values)
+        self._boxes[key] = larger or box or point
+        return larger or point
+
+    def _sorted(self, values: Values) -> tuple[Any, Box]:
+        """Return what is off or no number, None if it may change, and the box of the other numbers alone."""
+        others: list[Any] = []
+        point: dict[tuple[str, int], tuple[float, float]] = {}
+        are_constants = True
+        for name, value in values.items():
+            argument = self._entries[name].argument
+            for i, item in enumerate(items_of(value)):
+                if type(item) is float and item != argument.range_of(i).off:
+                    point[name, i] = item, item
+                    continue
+                are_constants &= item is None or isinstance(item, CONSTANTS)
+                others.append((name, i, type(item), item))
+            others.append(type(value) is tuple and len(value))
+        return tuple(others) if are_constants else None, point
+
+    def _reached(
+        self, values: Values, box: Box, outside: Mapping[tuple[str, int], float]
+    ) -> Box:
+        """Return a larger box that contains some numbers; an empty one if its corners are not accepted."""
         for share in (FAR, 0.0):
-            box = dict(self._box)
+            larger = dict(box)
             for (name, i), number in outside.items():
                 interval = self._entries[name].argument.range_of(i)
-                low, high = box[name, i]
+                low, high = larger[name, i]
                 if number < low:
                     low = interval.between(number, interval.low, share)
                 else:
                     high = interval.between(number, interval.high, share)
-                box[name, i] = low, high
-            if self._are_accepted(values, box):
-                self._box = box
-                return True
-        return False
+                larger[name, i] = low, high
+            if self._are_accepted(values, larger):
+                return larger
+        return {}
 
-    def _are_accepted(
-        self, values: Values, box: Mapping[tuple[str, int], tuple[float, float]]
-    ) -> bool:
-        """Whether the constructors accept the corners of a box, and the same other values."""
+    def _are_accepted(self, values: Values, box: Box) -> bool:
+        """Whether the constructors accept the corners of a box, which has not too many, and the same other values."""
+        corners = [tuple(dict.fromkeys(side)) for side in box.values()]
+        if math.prod(map(len, corners)) > 2**MOST_SIDES:
+            return False
         try:
-            for corner in itertools.product(*box.values()):
+            for corner in itertools.product(*corners):
                 of_corner = dict(values)
                 for (name, i), number in zip(box, corner, strict=True):
                     value = of_corner[name]
@@ -228,7 +278,7 @@ class GroupSettings:
         """Clear the caches."""
         # The group's contents and the values when `values` was last computed.
         self._seen: list[Any] = []
-        self._accepted = AcceptedValues(self.tx, self.entries)
+        self._accepted = AcceptedValues(self.tx, self.labels, self.entries)
         self._values: Values = self._accepted.values
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 

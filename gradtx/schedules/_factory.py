@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx.arguments import Arguments
 from gradtx.base.exact import CPU, Schedule, exact
 from gradtx.base.messages import describe, schedule_remedy
-from gradtx.base.names import publish
+from gradtx.base.names import is_ours, publish
 from gradtx.base.torch_names import inside_transform, is_intercepted, readable
 
 P = ParamSpec("P")
@@ -119,12 +119,41 @@ class MadeSchedule(Schedule):
         """Return what schedules that differ in numbers only have in common."""
         return self._factory, {**self._arguments, **dict.fromkeys(self.scalars())}
 
+    def constants(self) -> Any:
+        if not is_ours(self._factory.function):
+            return None
+        try:
+            _, arguments = self.structure()
+            return self._factory.__name__, _constants_in(arguments)
+        except _NoConstantError:
+            return None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return MadeSchedule, (self._factory, self._arguments)
 
     def __repr__(self) -> str:
         shown = self._factory.arguments.shown(self._arguments)
         return f"{self._factory.__name__}({', '.join(shown)})"
+
+
+class _NoConstantError(Exception):
+    """An argument may change, or refer to anything."""
+
+
+def _constants_in(value: Any) -> Any:
+    """Return the constants of which a value consists, with those of nested schedules."""
+    if isinstance(value, Schedule):
+        value = value.constants()
+        if value is None:
+            raise _NoConstantError
+        return value
+    if isinstance(value, dict):
+        return tuple((key, _constants_in(item)) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return tuple(map(_constants_in, value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise _NoConstantError
 
 
 def _items_in(value) -> list[Any]:

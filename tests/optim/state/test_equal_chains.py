@@ -1,7 +1,9 @@
 """Optimizers that differ only in numbers share what follows from their chain; none sees another one's numbers."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -143,3 +145,43 @@ def test_a_copy_of_an_optimizer_steps_as_the_original():
         either.step()
     for mine, other in zip(optimizer.param_groups[0]["params"], copied.param_groups[0]["params"], strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_optimizers_with_schedules_of_other_numbers_step_by_their_own(compiled):
+    for peak in (0.5, 0.125):
+        params = params_like(KINDS[:1])
+        rate = gradtx.linear_schedule(peak, 1.0, 0.0, 4)
+        optimizer = gradtx.optim.SGD(params, lr=rate, compile=compiled)
+        expected = params[0].detach().clone()
+        for step in range(4):
+            params[0].grad = torch.ones_like(params[0])
+            optimizer.step()
+            expected -= peak * (1 - step / 4)
+        torch.testing.assert_close(params[0].detach(), expected)
+
+
+def test_pure_updates_with_schedules_of_other_numbers_step_by_their_own():
+    tree = {f"w{i}": torch.ones(3) for i in range(20)}
+    for peak in (0.5, 0.125):
+        tx = gradtx.sgd(lr=gradtx.linear_schedule(peak, 1.0, 0.0, 4))
+        state = tx.init(tree)
+        for step in range(4):
+            updates, state = tx.update(tree, state, tree)
+            torch.testing.assert_close(updates["w0"], torch.full((3,), -peak * (1 - step / 4)))
+
+
+def test_a_schedule_of_the_user_is_not_kept_alive():
+    class Rate:
+        def __call__(self, step):
+            return 0.1
+
+    function = Rate()
+    alive = weakref.ref(function)
+    optimizer = gradtx.optim.SGD(params_like(KINDS[:1]), lr=gradtx.Schedule(function))
+    (param,) = optimizer.param_groups[0]["params"]
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    del optimizer, function, param
+    gc.collect()
+    assert alive() is None
