@@ -15,7 +15,7 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
-from gradtx.distributed.layouts import is_split
+from gradtx.distributed.layouts import is_split, team_for
 from gradtx.optim.groups import (
     CODES_KEY,
     ENGINE_OPTIONS,
@@ -28,10 +28,17 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.ranks import OwnedSlot, divided_keys, whole_at_owners
-from gradtx.optim.run import MISSED, Member, never_trains
-from gradtx.optim.state import Initial, States, matched, misfits_of, without_messages
+from gradtx.optim.run import MISSED, Kinds, Member, comparable, kinds_of, never_trains
+from gradtx.optim.state import (
+    Initial,
+    States,
+    matched,
+    misfits_of,
+    without_memory,
+    without_messages,
+)
 from gradtx.state.conversion import Entry, has_form
-from gradtx.state.layout import State, by_state_key
+from gradtx.state.layout import Layout, State, by_state_key
 
 # What schedulefree's optimizers keep in their groups.
 SCHEDULEFREE = {"k", "lr_max", "weight_sum", "train_mode"}
@@ -148,6 +155,8 @@ class Checkpoint:
         self._take_entries(groups, state_dict["state"])
         members = states.members.without_state()
         self.states = States(members)
+        # Parameters whose states are alike share the kinds of these.
+        self._kinds: dict[Any, Kinds] = {}
         self._of_wrappers: set[str] = set()
         for group in groups:
             self._of_wrappers.update(group.pop(WRAPPER_KEYS, ()))
@@ -228,8 +237,6 @@ class Checkpoint:
         when it was saved, but not before.
         """
         params = group["params"] = present.group["params"]
-        # Ranks load alone: structures need no values of sharded parameters.
-        first_of = functools.partial(self.states.first, shown=without_messages)
         codes = group.pop(CODES_KEY, {})
         self._check_shapes(params, group.pop(SHAPES_KEY, []))
         for key in ("param_names", "label"):
@@ -249,17 +256,38 @@ class Checkpoint:
                 )
             raise ValueError(message)
         settings = present.loaded(group)
-        first = first_of(settings, params)
+        first = self._stand_ins(settings, params)
         misfits = self._misfits(first)
         if misfits:
             other = settings.without_literals()
             try:
-                of_other = first_of(other, params)
+                of_other = self._stand_ins(other, params)
             except ValueError:  # numbers that exclude each other, unless they are off
                 return settings, first, codes
             if self._misfits(of_other) < misfits:
                 return other, of_other, codes
         return settings, first, codes
+
+    def _stand_ins(
+        self, settings: GroupSettings, params: list[Tensor]
+    ) -> dict[Tensor, Initial]:
+        """Return first states whose slots have no memory: all that is compared is their form."""
+        # Ranks load alone: structures need no values of sharded parameters.
+        try:
+            return self.states.first(settings, params, shown=without_memory)
+        except Exception:  # also if an `init` reads values
+            if self._are_divided(params):  # all at once: owners are assigned
+                return self.states.first(settings, params, shown=without_messages)
+        stand_ins: dict[Tensor, Initial] = {}
+        for param in params:
+            first = self.states.first(settings, [param])
+            for initial in first.values():
+                stand_ins[param] = initial._replace(state=_on_meta(initial.state))
+        return stand_ins
+
+    def _are_divided(self, params: list[Tensor]) -> bool:
+        """Whether ranks divide parameters, or the work on them."""
+        return self.states.members.replicas is not None or any(map(is_sharded, params))
 
     def _check_shapes(self, params: list[Tensor], shapes: list[list[int]]) -> None:
         """Check the shapes of the parameters of a saved run whose codes fit other shapes with as many entries, too."""
@@ -330,23 +358,54 @@ class Checkpoint:
                 )
             if entry and param in first:
                 states[param] = self._state_of(member, first[param], codes)
-        need_values = [
-            param
-            for param, state in states.items()
-            if is_sharded(param) and _needs_values(state, first[param])
-        ]
-        valued = self.states.first(settings, need_values)
-        for param, initial in valued.items():
-            member = self.states.members.by_param[param]
-            states[param] = self._state_of(member, initial, codes)
+        fresh = self._complete(settings, states, first, codes)
         for param, state in states.items():
             member = self.states.members.by_param[param]
-            initial = valued.get(param, first[param])
-            if state["step"] == 0 and _is_first(state, initial):
+            if param in fresh:
                 self.states.by_param[param] = state
                 member.mark_fresh(state)
             else:
+                layout = first[param].layout
+                kinds = kinds_of(param, layout, state)
+                kinds = self._kinds.setdefault(frozenset(kinds.items()), kinds)
+                initial = Initial(layout, first[param].state, kinds)
                 self.states.set(member, settings, initial, state)
+
+    def _complete(
+        self,
+        settings: GroupSettings,
+        states: dict[Tensor, State],
+        first: Mapping[Tensor, Initial],
+        codes: Mapping[str, str],
+    ) -> set[Tensor]:
+        """Give states the first values of slots that they lack; return the parameters whose states no step has changed.
+
+        First values are created one parameter at a time, unless ranks create them together, and only for those that
+        lack some or may have them.
+        """
+        fresh: set[Tensor] = set()
+        need_values: list[Tensor] = []
+        for param, state in states.items():
+            lacks_values = _lacks_values(state, first[param])
+            if state["step"] == 0 and not lacks_values:
+                if self.states.starts_at_zero(settings, param):
+                    if _is_zero(state, first[param].layout):
+                        fresh.add(param)
+                    continue
+                lacks_values = True
+            if lacks_values:
+                need_values.append(param)
+        together = [need_values]
+        if not self._are_divided(need_values):
+            together = [[param] for param in need_values]
+        for params in together:
+            for param, initial in self.states.first(settings, params).items():
+                member = self.states.members.by_param[param]
+                if _lacks_values(states[param], first[param]):
+                    states[param] = self._state_of(member, initial, codes)
+                if states[param]["step"] == 0 and _is_first(states[param], initial):
+                    fresh.add(param)
+        return fresh
 
     def _state_of(
         self, member: Member, initial: Initial, codes: Mapping[str, str]
@@ -358,12 +417,28 @@ class Checkpoint:
         wrapper_keys = self._present.of(param).keys() - own_keys
         accepted = wrapper_keys | self._of_wrappers
         entry = self._entries[param]
-        state = matched(member, entry, initial, self._strict, codes, accepted)
+        device_of = functools.partial(self._device_of, member, initial)
+        state = matched(
+            member, entry, initial, self._strict, codes, accepted, device_of
+        )
         for key, rows in self._rows.get(param, {}).items():
             dtype = state[key].dtype
             state[key] = rows.detach().to(param.device, dtype, copy=True)
         self._unknown |= state.keys() - layout.keys - wrapper_keys - {MISSED}
         return state
+
+    def _device_of(self, member: Member, initial: Initial, key: str) -> torch.device:
+        """Return the device of a loaded slot: that of the first one, unless this is a stand-in."""
+        device, param, layout = initial.state[key].device, member.param, initial.layout
+        if device.type != "meta":
+            return device
+        members = self.states.members
+        if any(key in keys.values() for keys in layout.shared.values()):
+            return next(iter(members.by_param)).device
+        is_owned = key in layout.owned
+        if is_owned and team_for(param, members.replicas).rank != member.owner:
+            return device
+        return param.device
 
     def _check_shared(self) -> None:
         """Check that the saved copies of each shared value are equal."""
@@ -421,10 +496,28 @@ class Checkpoint:
                     )
 
 
-def _needs_values(state: State, initial: Initial) -> bool:
-    """Whether slots are compared with their initial values, or have these; the same on all ranks of a parameter."""
-    return state["step"] == 0 or any(
-        state.get(key) is initial.state[key] for key in initial.layout.keys - {"step"}
+def _on_meta(state: State) -> State:
+    """Return a first state whose slots have no memory."""
+    slots = {key: value.to("meta") for key, value in state.items() if key != "step"}
+    return {"step": state["step"], **slots}
+
+
+def _lacks_values(state: State, stand_in: Initial) -> bool:
+    """Whether slots have their first values, which a stand-in does not have; the same on all ranks of a parameter."""
+    layout = stand_in.layout
+    return any(
+        state.get(key) is stand_in.state[key]
+        or (
+            key in state and key not in layout.owned and local(state[key]).is_meta
+        )  # the key of a code
+        for key in layout.keys - {"step"}
+    )
+
+
+def _is_zero(state: State, layout: Layout) -> bool:
+    """Whether a state has no other slots than those of a layout, all of them zero, on this rank."""
+    return state.keys() == layout.keys and not any(
+        bool(comparable(state[key]).any()) for key in layout.keys - layout.owned
     )
 
 

@@ -166,7 +166,7 @@ class States:
         if not is_divided:  # otherwise each parameter is assigned to an owner
             params = _one_of_each_kind(params, members)
         try:
-            self.first(settings, params, members, _without_memory)
+            self.first(settings, params, members, without_memory)
         except Exception:  # also if an `init` reads values
             self.first(settings, params, members)
 
@@ -330,6 +330,10 @@ class States:
         self.by_param.clear()
         for member in self.members.by_param.values():
             member.fresh = {}
+
+    def starts_at_zero(self, settings: GroupSettings, param: Tensor) -> bool:
+        """Whether all slots of a parameter are known to start at zero."""
+        return self.members.outline(settings).first_state(param) is not None
 
     # Slots.
 
@@ -669,7 +673,7 @@ def _copies_for(leaf: Leaf, layout: Layout) -> Copies:
     return copies
 
 
-def _without_memory(param: Tensor) -> Tensor:
+def without_memory(param: Tensor) -> Tensor:
     """Return a tensor without memory in place of a parameter; the parameter itself if its class is a user's."""
     if is_sharded(param):
         return without_messages(param)
@@ -743,17 +747,19 @@ def matched(
     strict: bool,
     saved_codes: Mapping[str, str],
     wrapper_keys: Collection[str],
+    device_of: Callable[[str], torch.device],
 ) -> dict[str, Tensor]:
     """Convert a parameter's saved entry to the dtypes, codes and devices of its first state.
 
     Args:
         member: The parameter.
         saved: The entry, also in the formats of torch.optim and adam-atan2-pytorch.
-        initial: The parameter's first state.
+        initial: The parameter's first state, whose slots may be stand-ins without memory.
         strict: Whether a missing or unknown slot is an error; otherwise unknown ones are kept unchanged.
         saved_codes: The label of each slot's code in the saved run.
         wrapper_keys: Keys that a wrapper has written into the present state. Other keys that are no slot of any link
             are also a wrapper's.
+        device_of: Returns the device of a loaded slot.
 
     Returns:
         The state, including the keys of wrappers.
@@ -780,9 +786,8 @@ def matched(
     for key, value in first.items():
         if key in saved:
             what = f"{who}: {key!r}"
-            device = _device_of(member, key, initial)
             is_part = key in layout.coded_tensors
-            state[key] = as_slot(what, key, saved[key], value, device, is_part)
+            state[key] = as_slot(what, key, saved[key], value, device_of(key), is_part)
         elif saved and layout.follows(key):
             del state[key]  # computed when the weights are known: at the next step
         elif strict and saved:
@@ -806,16 +811,6 @@ def matched(
     for key in complex_keys & state.keys():
         state[key] = as_complex(state[key])
     return state
-
-
-def _device_of(member: Member, key: str, initial: Initial) -> torch.device:
-    """Return the device of a loaded slot: that of the first one, unless this is a stand-in."""
-    device, param = initial.state[key].device, member.param
-    if device.type != "meta" or not is_sharded(param):
-        return device
-    is_owned = key in initial.layout.owned
-    is_elsewhere = is_owned and team_of(param.device_mesh).rank != member.owner
-    return device if is_elsewhere else param.device
 
 
 def _translated_entry(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, Any]:
