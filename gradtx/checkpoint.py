@@ -133,9 +133,8 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
         if leaf and f"{clock}.step" in saved:
             saved.setdefault(name, saved[f"{clock}.step"])
     _check(path, saved, expected)
-    # Each is dropped as soon as it is copied: the whole is in memory once. Counts of leaves may share a value.
     tree = unflatten(
-        {name: _filled(like, saved.pop(name)) for name, like in expected.items()}
+        {name: _filled(like, saved[name]) for name, like in expected.items()}
     )
     return tree["params"], tree["state"]
 

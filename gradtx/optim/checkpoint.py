@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import numbers
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from copy import deepcopy
 from typing import Any
 
@@ -16,6 +16,8 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.distributed.layouts import is_split, team_for
+from gradtx.execution.runs import OwnMemory
+from gradtx.optim.core import Core
 from gradtx.optim.groups import (
     CODES_KEY,
     ENGINE_OPTIONS,
@@ -153,8 +155,15 @@ class Checkpoint:
         ]
         self._check_sizes(groups)
         self._take_entries(groups, state_dict["state"])
+        self._loaded = [
+            value
+            for entry in self._entries.values()
+            for value in entry.values()
+            if isinstance(value, Tensor)
+        ]
         members = states.members.without_state()
         self.states = States(members)
+        self._fresh: set[Tensor] = set()  # parameters whose states no step has changed
         # Parameters whose states are alike share the kinds of these.
         self._kinds: dict[Any, Kinds] = {}
         self._of_wrappers: set[str] = set()
@@ -186,6 +195,37 @@ class Checkpoint:
         for settings in members.groups:
             settings.show(self.states.count)
         self._warn_of_schedules(groups)
+
+    def install(self, core: Core, by_param: MutableMapping[Any, Any]) -> None:
+        """Let an optimizer have the loaded states, after everything has been checked.
+
+        What was not converted is then copied, slot by slot, when the memory of the old states is free: if there is not
+        enough memory, the optimizer has all that was loaded, but some of it has the memory of the state dict.
+
+        Args:
+            core: The core of the optimizer.
+            by_param: The optimizer's `state`.
+        """
+        states = self.states
+        by_param.clear()
+        by_param.update(states.by_param)
+        states.by_param = by_param
+        # Plans know the members.
+        states.members.stay(core.members)
+        core.states, core.members = states, states.members
+        # What else holds the old states.
+        self._present, core.last_counts = states, None
+        for engine in core.back_ends:
+            engine.release_states()
+        memory = OwnMemory()
+        memory.register(self._loaded)
+        for param, member in states.members.by_param.items():
+            state = by_param.get(param, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    state[key] = memory.unshared(value)
+            if param in self._fresh and state:
+                member.mark_fresh(state)
 
     def _check_sizes(self, groups: list[Group]) -> None:
         saved = [len(group["params"]) for group in groups]
@@ -363,7 +403,7 @@ class Checkpoint:
             member = self.states.members.by_param[param]
             if param in fresh:
                 self.states.by_param[param] = state
-                member.mark_fresh(state)
+                self._fresh.add(param)
             else:
                 layout = first[param].layout
                 kinds = kinds_of(param, layout, state)
@@ -423,7 +463,7 @@ class Checkpoint:
         )
         for key, rows in self._rows.get(param, {}).items():
             dtype = state[key].dtype
-            state[key] = rows.detach().to(param.device, dtype, copy=True)
+            state[key] = rows.detach().to(param.device, dtype)
         self._unknown |= state.keys() - layout.keys - wrapper_keys - {MISSED}
         return state
 

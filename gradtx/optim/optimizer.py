@@ -695,11 +695,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         evaluation, state_dict = Evaluation.take(state_dict, names)
         with core.at_state(writes=False):
-            states = Checkpoint(state_dict, core.states, strict).states
-        self.state.clear()
-        self.state.update(states.by_param)
-        states.by_param = self.state
-        core.states, core.members = states, states.members
+            checkpoint = Checkpoint(state_dict, core.states, strict)
+            checkpoint.install(core, self.state)
         core.evaluation = evaluation
         if self._released is not None:
             self._released.close()

@@ -806,7 +806,7 @@ def matched(
         if isinstance(value, Tensor):
             # As torch.optim loads it.
             dtype = param.dtype if param.is_floating_point() else value.dtype
-            value = value.detach().to(param.device, dtype, copy=True)
+            value = value.detach().to(param.device, dtype)
         state[key] = value
     for key in complex_keys & state.keys():
         state[key] = as_complex(state[key])
@@ -849,15 +849,17 @@ def as_slot(
     device: torch.device | None = None,
     is_part: bool = False,
 ) -> Tensor:
-    """Return a copy of a saved value in the form of a first slot, after checking its shape, kind and value.
+    """Return a saved value in the form of a first slot, after checking its shape, kind and value.
+
+    It is a copy only if it has another dtype or device.
 
     Args:
         what: The slot, for error messages.
         key: Its key.
         saved: The saved value; a whole tensor is divided as the first slot is.
         first: The first slot.
-        device: The device of the copy; None for that of the first slot, which may be a stand-in. A stand-in for a saved
-            value has no values to copy.
+        device: The device of the result; None for that of the first slot, which may be a stand-in. A stand-in for a
+            saved value has no values to copy.
         is_part: Whether it is a part of a coded slot, which is no count, whatever its name.
     """
     value = torch.as_tensor(saved)
@@ -882,7 +884,7 @@ def as_slot(
     value = _divided_like(what, value.detach(), first)
     if value.is_meta:
         device = value.device
-    return value.to(first.device if device is None else device, dtype, copy=True)
+    return value.to(first.device if device is None else device, dtype)
 
 
 def _divided_like(what: str, value: Any, first: Any) -> Any:
