@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.dtensor import local
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.distributed.layouts import is_split, team_for
@@ -36,8 +36,6 @@ from gradtx.optim.state import (
     States,
     matched,
     misfits_of,
-    without_memory,
-    without_messages,
 )
 from gradtx.state.conversion import Entry, has_form
 from gradtx.state.layout import Layout, State, by_state_key
@@ -164,6 +162,7 @@ class Checkpoint:
         members = states.members.without_state()
         self.states = States(members)
         self._fresh: set[Tensor] = set()  # parameters whose states no step has changed
+        self._start_at_zero: set[Tensor] = set()  # those whose slots all do
         # Parameters whose states are alike share the kinds of these.
         self._kinds: dict[Any, Kinds] = {}
         self._of_wrappers: set[str] = set()
@@ -311,23 +310,10 @@ class Checkpoint:
     def _stand_ins(
         self, settings: GroupSettings, params: list[Tensor]
     ) -> dict[Tensor, Initial]:
-        """Return first states whose slots have no memory: all that is compared is their form."""
-        # Ranks load alone: structures need no values of sharded parameters.
-        try:
-            return self.states.first(settings, params, shown=without_memory)
-        except Exception:  # also if an `init` reads values
-            if self._are_divided(params):  # all at once: owners are assigned
-                return self.states.first(settings, params, shown=without_messages)
-        stand_ins: dict[Tensor, Initial] = {}
-        for param in params:
-            first = self.states.first(settings, [param])
-            for initial in first.values():
-                stand_ins[param] = initial._replace(state=_on_meta(initial.state))
-        return stand_ins
-
-    def _are_divided(self, params: list[Tensor]) -> bool:
-        """Whether ranks divide parameters, or the work on them."""
-        return self.states.members.replicas is not None or any(map(is_sharded, params))
+        """Return first states whose slots have no memory: mostly, only their form is compared."""
+        first, zero = self.states.stand_ins(settings, params)
+        self._start_at_zero |= zero
+        return first
 
     def _check_shapes(self, params: list[Tensor], shapes: list[list[int]]) -> None:
         """Check the shapes of the parameters of a saved run whose codes fit other shapes with as many entries, too."""
@@ -408,7 +394,7 @@ class Checkpoint:
                 layout = first[param].layout
                 kinds = kinds_of(param, layout, state)
                 kinds = self._kinds.setdefault(frozenset(kinds.items()), kinds)
-                initial = Initial(layout, first[param].state, kinds)
+                initial = Initial(layout, state, kinds)
                 self.states.set(member, settings, initial, state)
 
     def _complete(
@@ -428,7 +414,7 @@ class Checkpoint:
         for param, state in states.items():
             lacks_values = _lacks_values(state, first[param])
             if state["step"] == 0 and not lacks_values:
-                if self.states.starts_at_zero(settings, param):
+                if param in self._start_at_zero:
                     if _is_zero(state, first[param].layout):
                         fresh.add(param)
                     continue
@@ -436,7 +422,7 @@ class Checkpoint:
             if lacks_values:
                 need_values.append(param)
         together = [need_values]
-        if not self._are_divided(need_values):
+        if not self.states.are_divided(need_values):
             together = [[param] for param in need_values]
         for params in together:
             for param, initial in self.states.first(settings, params).items():
@@ -534,12 +520,6 @@ class Checkpoint:
                         f"{shown}; the checkpoint's {saved} is not used. To use it, write "
                         f"optimizer.param_groups[{i}][{name!r}] = {saved}"
                     )
-
-
-def _on_meta(state: State) -> State:
-    """Return a first state whose slots have no memory."""
-    slots = {key: value.to("meta") for key, value in state.items() if key != "step"}
-    return {"step": state["step"], **slots}
 
 
 def _lacks_values(state: State, stand_in: Initial) -> bool:

@@ -34,6 +34,7 @@ class FirstState:
     """
 
     kinds: Kinds | None = None
+    _kinds_without_memory: Kinds | None = None
 
     def __init__(self, layout: Layout, state: State):
         self.layout = layout
@@ -42,6 +43,13 @@ class FirstState:
             for key, value in state.items()
             if key != "step"
         }
+
+    def without_memory(self, param: Tensor) -> tuple[Layout, State, Kinds]:
+        """Return the layout of a parameter's state, the state, whose slots have no memory, and the kinds."""
+        state = {"step": zero_steps(), **self._slots}
+        if self._kinds_without_memory is None:
+            self._kinds_without_memory = kinds_of(param, self.layout, state)
+        return self.layout, state, self._kinds_without_memory
 
     def of(self, param: Tensor, shown: Tensor) -> tuple[Layout, State, Kinds]:
         """Return the layout of a parameter's state, the state, on the device of what is shown of it, and the kinds."""

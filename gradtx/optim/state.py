@@ -162,8 +162,9 @@ class States:
             members: All members, including those of the new group.
         """
         params = [param for param in settings.params if not self.of(param)]
-        is_divided = self.members.replicas is not None or any(map(is_sharded, params))
-        if not is_divided:  # otherwise each parameter is assigned to an owner
+        if not self.are_divided(
+            params
+        ):  # otherwise each parameter is assigned to an owner
             params = _one_of_each_kind(params, members)
         try:
             self.first(settings, params, members, without_memory)
@@ -331,9 +332,39 @@ class States:
         for member in self.members.by_param.values():
             member.fresh = {}
 
-    def starts_at_zero(self, settings: GroupSettings, param: Tensor) -> bool:
-        """Whether all slots of a parameter are known to start at zero."""
-        return self.members.outline(settings).first_state(param) is not None
+    def stand_ins(
+        self, settings: GroupSettings, params: Iterable[Tensor]
+    ) -> tuple[dict[Tensor, Initial], set[Tensor]]:
+        """Return first states whose slots have no memory, and the parameters whose slots all start at zero."""
+        outline = self.members.outline(settings)
+        known: dict[Tensor, Initial] = {}
+        for param in params:
+            first_state = outline.first_state(param)
+            if first_state is not None:
+                known[param] = Initial(*first_state.without_memory(param))
+        others = [param for param in params if param not in known]
+        if not others:
+            return known, set(known)
+        return {**known, **self._other_stand_ins(settings, others)}, set(known)
+
+    def _other_stand_ins(
+        self, settings: GroupSettings, params: list[Tensor]
+    ) -> dict[Tensor, Initial]:
+        # Ranks load alone: structures need no values of sharded parameters.
+        try:
+            return self.first(settings, params, shown=without_memory)
+        except Exception:  # also if an `init` reads values
+            if self.are_divided(params):  # all at once: owners are assigned
+                return self.first(settings, params, shown=without_messages)
+        stand_ins: dict[Tensor, Initial] = {}
+        for param in params:
+            for initial in self.first(settings, [param]).values():
+                stand_ins[param] = initial._replace(state=_on_meta(initial.state))
+        return stand_ins
+
+    def are_divided(self, params: Iterable[Tensor]) -> bool:
+        """Whether ranks divide parameters, or the work on them."""
+        return self.members.replicas is not None or any(map(is_sharded, params))
 
     # Slots.
 
@@ -680,6 +711,12 @@ def without_memory(param: Tensor) -> Tensor:
     if not is_plain(param.data):
         return param.detach()
     return torch.empty_like(param, device="meta", requires_grad=False)
+
+
+def _on_meta(state: State) -> State:
+    """Return a first state whose slots have no memory."""
+    slots = {key: value.to("meta") for key, value in state.items() if key != "step"}
+    return {"step": state["step"], **slots}
 
 
 def without_messages(param: Tensor) -> Tensor:
