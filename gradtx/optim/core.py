@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from gradtx.base.errors import Path
-from gradtx.execution.traits import Traits
 from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.groups import Values
+from gradtx.optim.outline import ChainTraits
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import Agreement
 from gradtx.optim.state import States
@@ -37,28 +36,6 @@ class StepWatch(Protocol):
     def note_evaluation(self) -> None:
         """Called when the parameters get the evaluation weights."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChainTraits(Traits):
-    """The traits of a chain, and what its clocks and requirements add for all its steps.
-
-    Attributes:
-        clocks: The paths of inner clocks.
-        owners_keep_slots: Whether the owners of sharded parameters keep slots, which all ranks create together.
-        known_extras: The kinds of all extras that a link declares.
-        needs_extras: Whether a link needs an extra.
-        calls_again: Whether a link calls the closure at other weights.
-        needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
-            functions, already synchronize with the host.
-    """
-
-    clocks: frozenset[Path]
-    owners_keep_slots: bool
-    known_extras: dict[str, str]
-    needs_extras: bool
-    calls_again: bool
-    needs_host_counts: bool
 
 
 @dataclass(eq=False)
@@ -128,25 +105,7 @@ class Core:
     @functools.cached_property
     def traits(self) -> ChainTraits:
         """The traits of the chain."""
-        route = self.members.expanded.route
-        of_links = self.members.traits
-        kinds, requirements = self.members.tx._requirements()
-        needs = {need for _, _, need in requirements}
-        return ChainTraits(
-            **vars(of_links),
-            clocks=route.clock_paths(),
-            owners_keep_slots=any(
-                operation.traits.at_owner and operation.traits.keeps_slots
-                for operation in route.walk()
-            ),
-            known_extras=kinds,
-            needs_extras=any(need != "params" for need in needs),
-            calls_again=any(
-                need in ("grad_fn", "value_fn") and link != "estimate_gradient"
-                for _, link, need in requirements
-            ),
-            needs_host_counts="hessian_diag" in needs or not of_links.compiles,
-        )
+        return self.members.traits
 
     def counts_on_host(self) -> bool:
         """Whether the host must know the counts even under a GradScaler."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.base.errors import Path
 from gradtx.base.plain import is_plain
 from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.execution.execute import Leaf, Route
+from gradtx.execution.traits import Traits
 from gradtx.optim.groups import has_any
 from gradtx.optim.run import Kinds, OptimizerRun, TensorKind, kinds_of, zero_steps
 from gradtx.plans.hyperparameters import Structure
@@ -20,6 +23,28 @@ from gradtx.transform import GradientTransformation
 
 MOST_STRUCTURES = 32  # of the values of one chain
 MOST_KINDS = 256  # of parameters, whose first states one outline knows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainTraits(Traits):
+    """The traits of a chain, and what its clocks and requirements add for all its steps.
+
+    Attributes:
+        clocks: The paths of inner clocks.
+        owners_keep_slots: Whether the owners of sharded parameters keep slots, which all ranks create together.
+        known_extras: The kinds of all extras that a link declares.
+        needs_extras: Whether a link needs an extra.
+        calls_again: Whether a link calls the closure at other weights.
+        needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
+            functions, already synchronize with the host.
+    """
+
+    clocks: frozenset[Path]
+    owners_keep_slots: bool
+    known_extras: dict[str, str]
+    needs_extras: bool
+    calls_again: bool
+    needs_host_counts: bool
 
 
 class FirstState:
@@ -34,33 +59,42 @@ class FirstState:
     """
 
     kinds: Kinds | None = None
-    _kinds_without_memory: Kinds | None = None
 
     def __init__(self, layout: Layout, state: State):
         self.layout = layout
-        self._slots = {
-            key: torch.empty_like(value, device="meta")
-            for key, value in state.items()
+        self._slots = [
+            (key, slot.shape, slot.stride(), slot.dtype)
+            for key, slot in state.items()
             if key != "step"
+        ]
+
+    @functools.cached_property
+    def _stand_ins(self) -> State:
+        return {
+            key: torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+            for key, shape, stride, dtype in self._slots
         }
 
-    def without_memory(self, param: Tensor) -> tuple[Layout, State, Kinds]:
-        """Return the layout of a parameter's state, the state, whose slots have no memory, and the kinds."""
-        state = {"step": zero_steps(), **self._slots}
-        if self._kinds_without_memory is None:
-            self._kinds_without_memory = kinds_of(param, self.layout, state)
-        return self.layout, state, self._kinds_without_memory
+    @functools.cached_property
+    def _kinds_of_stand_ins(self) -> Kinds:
+        return {key: TensorKind.of(slot) for key, slot in self._stand_ins.items()}
+
+    def without_memory(self) -> tuple[Layout, State, Kinds]:
+        """Return the layout of a parameter's state, the state, whose slots have no memory, and their kinds."""
+        state = {"step": zero_steps(), **self._stand_ins}
+        return self.layout, state, self._kinds_of_stand_ins
 
     def of(self, param: Tensor, shown: Tensor) -> tuple[Layout, State, Kinds]:
         """Return the layout of a parameter's state, the state, on the device of what is shown of it, and the kinds."""
+        device = shown.device
         state: State = {"step": zero_steps()}
-        for key, slot in self._slots.items():
-            state[key] = torch.zeros_like(slot, device=shown.device)
-        if self.kinds is None or shown.device != param.device:
-            kinds = kinds_of(param, self.layout, state)
-            if shown.device != param.device:
-                return self.layout, state, kinds
-            self.kinds = kinds
+        for key, shape, stride, dtype in self._slots:
+            slot = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+            state[key] = slot.zero_()
+        if device != param.device:
+            return self.layout, state, kinds_of(param, self.layout, state)
+        if self.kinds is None:
+            self.kinds = kinds_of(param, self.layout, state)
         return self.layout, state, self.kinds
 
 
@@ -72,17 +106,41 @@ class Outline:
         structure: The structure.
         run: The run of `init` in which it is expanded.
         is_shared: Whether optimizers share it.
+        requirements: The kinds of extras, and the requirements of links.
         first_states: The first states of parameters that start at zero, by what these depend on.
     """
 
     structure: Structure
     run: OptimizerRun
     is_shared: bool
+    requirements: Any
     first_states: dict[Any, FirstState] = field(default_factory=dict[Any, FirstState])
 
     @property
     def route(self) -> Route:
         return self.run.route
+
+    @functools.cached_property
+    def traits(self) -> ChainTraits:
+        """The traits of the chain."""
+        of_links = self.route.traits()
+        kinds, requirements = self.requirements
+        needs = {need for _, _, need in requirements}
+        return ChainTraits(
+            **vars(of_links),
+            clocks=self.route.clock_paths(),
+            owners_keep_slots=any(
+                operation.traits.at_owner and operation.traits.keeps_slots
+                for operation in self.route.walk()
+            ),
+            known_extras=kinds,
+            needs_extras=any(need != "params" for need in needs),
+            calls_again=any(
+                need in ("grad_fn", "value_fn") and link != "estimate_gradient"
+                for _, link, need in requirements
+            ),
+            needs_host_counts="hessian_diag" in needs or not of_links.compiles,
+        )
 
     def first_state(self, param: Tensor) -> FirstState | None:
         """Return the first state of a parameter, if it is known."""
@@ -132,7 +190,7 @@ class Outlines:
         # Selectors ask about the members of one optimizer; tensors are the user's.
         is_shared = not (run.selectors or has_any(Tensor, values))
         outlines = self._shared if is_shared else self._own
-        outline = Outline(structure, run, is_shared)
+        outline = Outline(structure, run, is_shared, tx._requirements())
         outlines.append(outline)
         del outlines[:-MOST_STRUCTURES]
         return outline

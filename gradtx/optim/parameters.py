@@ -22,7 +22,6 @@ from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.runs import Place
-from gradtx.execution.traits import Traits
 from gradtx.optim.chain_checks import warn_of_unread
 from gradtx.optim.groups import (
     Group,
@@ -32,13 +31,16 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.outline import Outline, Outlines
+from gradtx.optim.outline import ChainTraits, Outline, Outlines
 from gradtx.optim.run import Member, OptimizerRun, clock_after, leaf_of, never_trains
-from gradtx.plans.hyperparameters import Hyperparameters
+from gradtx.plans.hyperparameters import hyperparameters_of
 from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
+
+# Attributes that follow from the chain, whose expansion consists of functions.
+OF_CHAIN = ("own_outline", "outlines", "partners", "independent_names")
 
 
 @dataclass
@@ -88,15 +90,8 @@ class Members:
         self.every: list[Member] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        # The expanded chain consists of functions.
         return {
-            name: value
-            for name, value in vars(self).items()
-            if name
-            not in (
-                *("expanded", "traits", "partners"),
-                *("independent_names", "outlines"),
-            )
+            name: value for name, value in vars(self).items() if name not in OF_CHAIN
         }
 
     @functools.cached_property
@@ -105,15 +100,19 @@ class Members:
         return Outlines(self.tx)
 
     @functools.cached_property
-    def expanded(self) -> OptimizerRun:
-        """A run of `init`, with the chain expanded for any members: what follows from its structure."""
-        entries = self.tx._entries()
-        structure = Hyperparameters(entries).structure
+    def own_outline(self) -> Outline:
+        """The outline of the whole chain, with the values that it was given."""
+        structure = hyperparameters_of(self.tx).structure
         outline = self.outlines.find(structure)
         if outline is None:
-            values = [entry.value for entry in entries]
+            values = [entry.value for entry in self.tx._entries()]
             outline = self.outlines.add(structure, self.tx, values)
-        return outline.run
+        return outline
+
+    @property
+    def expanded(self) -> OptimizerRun:
+        """A run of `init`, with the chain expanded for any members."""
+        return self.own_outline.run
 
     def outline(self, settings: GroupSettings) -> Outline:
         """Return the chain of a group, expanded once for its structure, for plans: with some values, and for no step.
@@ -127,10 +126,10 @@ class Members:
             outline = self.outlines.add(settings.structure, chain, values.values())
         return outline
 
-    @functools.cached_property
-    def traits(self) -> Traits:
+    @property
+    def traits(self) -> ChainTraits:
         """The traits of the chain."""
-        return self.expanded.route.traits()
+        return self.own_outline.traits
 
     @functools.cached_property
     def independent_names(self) -> set[str]:

@@ -161,10 +161,15 @@ class States:
             settings: The group.
             members: All members, including those of the new group.
         """
-        params = [param for param in settings.params if not self.of(param)]
-        if not self.are_divided(
-            params
-        ):  # otherwise each parameter is assigned to an owner
+        outline = self.members.outline(settings)
+        params = [
+            param
+            for param in settings.params
+            if outline.first_state(param) is None and not self.of(param)
+        ]
+        if not self.are_divided(params):
+            params = _one_of_each_kind(params, members)
+        # Otherwise each parameter is assigned to an owner.
             params = _one_of_each_kind(params, members)
         try:
             self.first(settings, params, members, without_memory)
@@ -341,7 +346,7 @@ class States:
         for param in params:
             first_state = outline.first_state(param)
             if first_state is not None:
-                known[param] = Initial(*first_state.without_memory(param))
+                known[param] = Initial(*first_state.without_memory())
         others = [param for param in params if param not in known]
         if not others:
             return known, set(known)

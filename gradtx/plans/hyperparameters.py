@@ -86,6 +86,13 @@ class Hyperparameters:
         return replaced
 
 
+def hyperparameters_of(tx: Transformation) -> Hyperparameters:
+    """Return the hyperparameters of a transformation, which keeps them."""
+    if tx._hyperparameters is None:
+        tx._set(_hyperparameters=Hyperparameters(tx._entries()))
+    return tx._hyperparameters  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class ChainOf:
     """Builds a chain from the hyperparameters that are arguments.

@@ -31,7 +31,7 @@ from gradtx.execution.extras import as_scalar
 from gradtx.execution.runs import LateTerm, Run
 from gradtx.plans.bundle import FunctionOf, is_on_accelerator, list_function_of
 from gradtx.plans.function import Signature
-from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
+from gradtx.plans.hyperparameters import ChainOf, Hyperparameters, hyperparameters_of
 from gradtx.plans.plan import Family, LeafKind, Plan, planned, signature_of
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.structures import (
@@ -247,13 +247,6 @@ def _is_scalar(value: Any) -> bool:
     if is_plain(value):
         return value.ndim == 0 and not value.requires_grad
     return type(value) is float
-
-
-def hyperparameters_of(tx: Transformation) -> Hyperparameters:
-    """Return the hyperparameters of a transformation, which keeps them."""
-    if tx._hyperparameters is None:
-        tx._set(_hyperparameters=Hyperparameters(tx._entries()))
-    return tx._hyperparameters  # type: ignore[return-value]
 
 
 class Increments(NamedTuple):
