@@ -169,7 +169,7 @@ class States:
         ]
         if not self.are_divided(params):
             params = _one_of_each_kind(params, members)
-        # Otherwise each parameter is assigned to an owner.
+            # Otherwise each parameter is assigned to an owner.
             params = _one_of_each_kind(params, members)
         try:
             self.first(settings, params, members, without_memory)
@@ -913,20 +913,38 @@ def as_slot(
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"{what} has shape {shapes}")
-    kinds = {kind_of(value.dtype), kind_of(first.dtype)}
-    if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
-        raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
-    if is_count and not (_is_whole(value) and (value >= 0).all()):
-        raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
-    if kind_of(first.dtype) == "int" and not _is_whole(value):
-        raise ValueError(f"{what} must be an integer, got {value.item():g}")
     dtype = first.dtype
-    if is_count and dtype.is_floating_point and value > FLOAT32_COUNTS:
-        dtype = torch.float64
+    if value.dtype != dtype:
+        kinds = {kind_of(value.dtype), kind_of(dtype)}
+        if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
+            raise ValueError(f"{what} has dtype {value.dtype}, needs {dtype}")
+        if "int" in kinds and not dtype.is_floating_point and not _is_whole(value):
+            raise ValueError(f"{what} must be an integer, got {value.item():g}")
+    if is_count:
+        largest = _largest_count(what, value)
+        if dtype.is_floating_point and largest > FLOAT32_COUNTS:
+            dtype = torch.float64
     value = _divided_like(what, value.detach(), first)
     if value.is_meta:
         device = value.device
     return value.to(first.device if device is None else device, dtype)
+
+
+def _largest_count(what: str, value: Tensor) -> float:
+    """Return the largest of some counts; one is read once from its device.
+
+    Raises:
+        ValueError: If one of them is no count.
+    """
+    if value.numel() == 1:
+        count = float(value)
+        is_whole, is_negative = count.is_integer(), count < 0
+    else:
+        is_whole, is_negative = _is_whole(value), not bool((value >= 0).all())
+        count = float(value.max()) if value.numel() else 0.0
+    if is_negative or not is_whole:
+        raise ValueError(f"{what} must be a non-negative integer, got {count:g}")
+    return count
 
 
 def _divided_like(what: str, value: Any, first: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Memory of loads and first steps: how much the allocator has handed out at its peak."""
+"""Memory of loads and first steps, as the allocator hands it out; what a load leaves as it was: a state, or a plan."""
 
 import copy
 from typing import Any
@@ -8,6 +8,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import gradtx
+from gradtx.execution.runs import OwnMemory
+from gradtx.optim.engine.step_plan import StepPlan
 from gradtx.state import codes
 
 ENTRIES = 1 << 16
@@ -158,3 +160,91 @@ def test_a_loaded_file_is_mapped_and_copied_once(tmp_path):
     mapped, copied = 3 * LEAVES * 4 * ENTRIES, 3 * LEAVES * 4 * ENTRIES
     assert peak <= mapped + copied + SLACK
     assert stays <= SLACK
+
+
+# Failures.
+
+
+@pytest.mark.parametrize("damage", ["exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("number", range(LEAVES))
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_load_that_fails_in_the_middle_changes_nothing(compile, number, damage):
+    optimizer = trained(adamw(compile=compile), torch.float32, steps=2)
+    saved = copy.deepcopy(trained(adamw(), torch.float32).state_dict())
+    saved["state"][number][damage] = torch.full((3,), 2.0)
+    slots = {param: dict(state) for param, state in optimizer.state.items()}
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=f"state of parameter '{number}': '{damage}'"):
+        optimizer.load_state_dict(saved)
+    for param, state in optimizer.state.items():
+        assert all(state[key] is slot for key, slot in slots[param].items())
+    torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
+    theirs = torch.optim.AdamW(leaves(torch.float32))
+    for _ in range(3):
+        theirs.step()
+    optimizer.step()
+    for param, reference in zip(
+        *[group["params"] for group in optimizer.param_groups + theirs.param_groups], strict=True
+    ):
+        torch.testing.assert_close(param, reference)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_load_without_memory_for_its_copies_leaves_a_whole_state(compile, monkeypatch):
+    optimizer = trained(adamw(compile=compile), torch.float32, steps=3)
+    saved = copy.deepcopy(trained(adamw(), torch.float32).state_dict())
+    made = []
+
+    def short_of_memory(*arguments):
+        made.append(arguments)
+        if len(made) > LEAVES:
+            raise torch.OutOfMemoryError
+        return unshared(*arguments)
+
+    unshared = OwnMemory.unshared
+    monkeypatch.setattr(OwnMemory, "unshared", short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.load_state_dict(saved)
+    monkeypatch.undo()
+    for number, state in enumerate(optimizer.state.values()):
+        torch.testing.assert_close(state, saved["state"][number], rtol=0, atol=0)
+    optimizer.step()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2}
+
+
+# Plans.
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_step_after_a_load_uses_the_plan_of_the_last_one(compile, monkeypatch):
+    optimizer = trained(adamw(compile=compile), torch.float32)
+    reference = torch.optim.AdamW(leaves(torch.float32))
+    reference.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    monkeypatch.setattr(StepPlan, "__init__", lambda *_: pytest.fail("a new plan"))
+    for _ in range(3):
+        optimizer.load_state_dict(saved)
+        reference.load_state_dict(copy.deepcopy(saved))
+        optimizer.step()
+        reference.step()
+    for param, other in zip(optimizer.param_groups[0]["params"], reference.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close(param, other)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_loaded_slot_in_another_order_in_memory_steps_as_ever(compile):
+    runs = []
+    for is_transposed in (False, True):
+        optimizer = trained(adamw(compile=compile), torch.float32)
+        saved = copy.deepcopy(optimizer.state_dict())
+        if is_transposed:
+            for entry in saved["state"].values():
+                entry["exp_avg"] = entry["exp_avg"].mul(3).t().contiguous().t()
+        else:
+            for entry in saved["state"].values():
+                entry["exp_avg"] = entry["exp_avg"].mul(3)
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+        runs.append(optimizer.param_groups[0]["params"])
+    for param, other in zip(*runs, strict=True):
+        torch.testing.assert_close(param, other, rtol=0, atol=0)
