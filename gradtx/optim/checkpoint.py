@@ -413,7 +413,7 @@ class Checkpoint:
         need_values: list[Tensor] = []
         for param, state in states.items():
             lacks_values = _lacks_values(state, first[param])
-            if state["step"] == 0 and not lacks_values:
+            if float(state["step"]) == 0 and not lacks_values:
                 if param in self._start_at_zero:
                     if _is_zero(state, first[param].layout):
                         fresh.add(param)
@@ -429,7 +429,9 @@ class Checkpoint:
                 member = self.states.members.by_param[param]
                 if _lacks_values(states[param], first[param]):
                     states[param] = self._state_of(member, initial, codes)
-                if states[param]["step"] == 0 and _is_first(states[param], initial):
+                if float(states[param]["step"]) == 0 and _is_first(
+                    states[param], initial
+                ):
                     fresh.add(param)
         return fresh
 
@@ -455,15 +457,15 @@ class Checkpoint:
 
     def _device_of(self, member: Member, initial: Initial, key: str) -> torch.device:
         """Return the device of a loaded slot: that of the first one, unless this is a stand-in."""
-        device, param, layout = initial.state[key].device, member.param, initial.layout
-        if device.type != "meta":
-            return device
+        first, param, layout = initial.state[key], member.param, initial.layout
+        if not first.is_meta:
+            return first.device
         members = self.states.members
         if any(key in keys.values() for keys in layout.shared.values()):
             return next(iter(members.by_param)).device
         is_owned = key in layout.owned
         if is_owned and team_for(param, members.replicas).rank != member.owner:
-            return device
+            return first.device
         return param.device
 
     def _check_shared(self) -> None:

@@ -661,7 +661,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Load a state dict of this optimizer, or of the torch.optim class with the same slots.
 
-        If it raises one of the errors below, the optimizer is unchanged.
+        If it raises one of the errors below, the optimizer is unchanged. Tensors are copied, slot by slot, when the old
+        state is free; the optimizer shares no memory with the state dict.
 
         Args:
             state_dict: A state dict as returned by `state_dict()`.

@@ -872,7 +872,7 @@ def _translated_entry(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, An
 
 def misfits_of(saved: Entry, first: Mapping[str, Tensor]) -> int:
     """Return the number of slots that only one of a saved entry and a first state has; 0 for an empty entry."""
-    if not saved:
+    if not saved or saved.keys() == first.keys():
         return 0
     entry = _translated_entry(saved, first)
     return len(_slots_among(entry.keys() - {MISSED}) ^ _slots_among(first.keys()))
@@ -904,7 +904,7 @@ def as_slot(
             saved value has no values to copy.
         is_part: Whether it is a part of a coded slot, which is no count, whatever its name.
     """
-    value = torch.as_tensor(saved)
+    value = saved if isinstance(saved, Tensor) else torch.as_tensor(saved)
     if isinstance(saved, float):  # of which float32 may round a count
         value = torch.tensor(saved, dtype=torch.float64)
     is_count = key.rpartition(".")[2] in COUNTS and not is_part
