@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import numbers
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.dtensor import local
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
-from gradtx.distributed.layouts import is_split
+from gradtx.distributed.layouts import is_split, team_for
+from gradtx.execution.runs import OwnMemory
+from gradtx.optim.core import Core
 from gradtx.optim.groups import (
     CODES_KEY,
     ENGINE_OPTIONS,
@@ -28,10 +30,15 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.ranks import OwnedSlot, divided_keys, whole_at_owners
-from gradtx.optim.run import MISSED, Member, never_trains
-from gradtx.optim.state import Initial, States, matched, misfits_of, without_messages
+from gradtx.optim.run import MISSED, Kinds, Member, comparable, kinds_of, never_trains
+from gradtx.optim.state import (
+    Initial,
+    States,
+    matched,
+    misfits_of,
+)
 from gradtx.state.conversion import Entry, has_form
-from gradtx.state.layout import State, by_state_key
+from gradtx.state.layout import Layout, State, by_state_key
 
 # What schedulefree's optimizers keep in their groups.
 SCHEDULEFREE = {"k", "lr_max", "weight_sum", "train_mode"}
@@ -146,8 +153,18 @@ class Checkpoint:
         ]
         self._check_sizes(groups)
         self._take_entries(groups, state_dict["state"])
+        self._loaded = [
+            value
+            for entry in self._entries.values()
+            for value in entry.values()
+            if isinstance(value, Tensor)
+        ]
         members = states.members.without_state()
         self.states = States(members)
+        self._fresh: set[Tensor] = set()  # parameters whose states no step has changed
+        self._start_at_zero: set[Tensor] = set()  # those whose slots all do
+        # Parameters whose states are alike share the kinds of these.
+        self._kinds: dict[Any, Kinds] = {}
         self._of_wrappers: set[str] = set()
         for group in groups:
             self._of_wrappers.update(group.pop(WRAPPER_KEYS, ()))
@@ -177,6 +194,37 @@ class Checkpoint:
         for settings in members.groups:
             settings.show(self.states.count)
         self._warn_of_schedules(groups)
+
+    def install(self, core: Core, by_param: MutableMapping[Any, Any]) -> None:
+        """Let an optimizer have the loaded states, after everything has been checked.
+
+        What was not converted is then copied, slot by slot, when the memory of the old states is free: if there is not
+        enough memory, the optimizer has all that was loaded, but some of it has the memory of the state dict.
+
+        Args:
+            core: The core of the optimizer.
+            by_param: The optimizer's `state`.
+        """
+        states = self.states
+        by_param.clear()
+        by_param.update(states.by_param)
+        states.by_param = by_param
+        # Plans know the members.
+        states.members.stay(core.members)
+        core.states, core.members = states, states.members
+        # What else holds the old states.
+        self._present, core.last_counts = states, None
+        for engine in core.back_ends:
+            engine.release_states()
+        memory = OwnMemory()
+        memory.register(self._loaded)
+        for param, member in states.members.by_param.items():
+            state = by_param.get(param, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    state[key] = memory.unshared(value)
+            if param in self._fresh and state:
+                member.mark_fresh(state)
 
     def _check_sizes(self, groups: list[Group]) -> None:
         saved = [len(group["params"]) for group in groups]
@@ -228,8 +276,6 @@ class Checkpoint:
         when it was saved, but not before.
         """
         params = group["params"] = present.group["params"]
-        # Ranks load alone: structures need no values of sharded parameters.
-        first_of = functools.partial(self.states.first, shown=without_messages)
         codes = group.pop(CODES_KEY, {})
         self._check_shapes(params, group.pop(SHAPES_KEY, []))
         for key in ("param_names", "label"):
@@ -249,17 +295,25 @@ class Checkpoint:
                 )
             raise ValueError(message)
         settings = present.loaded(group)
-        first = first_of(settings, params)
+        first = self._stand_ins(settings, params)
         misfits = self._misfits(first)
         if misfits:
             other = settings.without_literals()
             try:
-                of_other = first_of(other, params)
+                of_other = self._stand_ins(other, params)
             except ValueError:  # numbers that exclude each other, unless they are off
                 return settings, first, codes
             if self._misfits(of_other) < misfits:
                 return other, of_other, codes
         return settings, first, codes
+
+    def _stand_ins(
+        self, settings: GroupSettings, params: list[Tensor]
+    ) -> dict[Tensor, Initial]:
+        """Return first states whose slots have no memory: mostly, only their form is compared."""
+        first, zero = self.states.stand_ins(settings, params)
+        self._start_at_zero |= zero
+        return first
 
     def _check_shapes(self, params: list[Tensor], shapes: list[list[int]]) -> None:
         """Check the shapes of the parameters of a saved run whose codes fit other shapes with as many entries, too."""
@@ -330,23 +384,56 @@ class Checkpoint:
                 )
             if entry and param in first:
                 states[param] = self._state_of(member, first[param], codes)
-        need_values = [
-            param
-            for param, state in states.items()
-            if is_sharded(param) and _needs_values(state, first[param])
-        ]
-        valued = self.states.first(settings, need_values)
-        for param, initial in valued.items():
-            member = self.states.members.by_param[param]
-            states[param] = self._state_of(member, initial, codes)
+        fresh = self._complete(settings, states, first, codes)
         for param, state in states.items():
             member = self.states.members.by_param[param]
-            initial = valued.get(param, first[param])
-            if state["step"] == 0 and _is_first(state, initial):
+            if param in fresh:
                 self.states.by_param[param] = state
-                member.mark_fresh(state)
+                self._fresh.add(param)
             else:
+                layout = first[param].layout
+                kinds = kinds_of(param, layout, state)
+                kinds = self._kinds.setdefault(frozenset(kinds.items()), kinds)
+                initial = Initial(layout, state, kinds)
                 self.states.set(member, settings, initial, state)
+
+    def _complete(
+        self,
+        settings: GroupSettings,
+        states: dict[Tensor, State],
+        first: Mapping[Tensor, Initial],
+        codes: Mapping[str, str],
+    ) -> set[Tensor]:
+        """Give states the first values of slots that they lack; return the parameters whose states no step has changed.
+
+        First values are created one parameter at a time, unless ranks create them together, and only for those that
+        lack some or may have them.
+        """
+        fresh: set[Tensor] = set()
+        need_values: list[Tensor] = []
+        for param, state in states.items():
+            lacks_values = _lacks_values(state, first[param])
+            if float(state["step"]) == 0 and not lacks_values:
+                if param in self._start_at_zero:
+                    if _is_zero(state, first[param].layout):
+                        fresh.add(param)
+                    continue
+                lacks_values = True
+            if lacks_values:
+                need_values.append(param)
+        together = [need_values]
+        if not self.states.are_divided(need_values):
+            together = [[param] for param in need_values]
+        for params in together:
+            for param, initial in self.states.first(settings, params).items():
+                member = self.states.members.by_param[param]
+                if _lacks_values(states[param], first[param]):
+                    states[param] = self._state_of(member, initial, codes)
+                if float(states[param]["step"]) == 0 and _is_first(
+                    states[param], initial
+                ):
+                    fresh.add(param)
+        return fresh
 
     def _state_of(
         self, member: Member, initial: Initial, codes: Mapping[str, str]
@@ -358,12 +445,28 @@ class Checkpoint:
         wrapper_keys = self._present.of(param).keys() - own_keys
         accepted = wrapper_keys | self._of_wrappers
         entry = self._entries[param]
-        state = matched(member, entry, initial, self._strict, codes, accepted)
+        device_of = functools.partial(self._device_of, member, initial)
+        state = matched(
+            member, entry, initial, self._strict, codes, accepted, device_of
+        )
         for key, rows in self._rows.get(param, {}).items():
             dtype = state[key].dtype
-            state[key] = rows.detach().to(param.device, dtype, copy=True)
+            state[key] = rows.detach().to(param.device, dtype)
         self._unknown |= state.keys() - layout.keys - wrapper_keys - {MISSED}
         return state
+
+    def _device_of(self, member: Member, initial: Initial, key: str) -> torch.device:
+        """Return the device of a loaded slot: that of the first one, unless this is a stand-in."""
+        first, param, layout = initial.state[key], member.param, initial.layout
+        if not first.is_meta:
+            return first.device
+        members = self.states.members
+        if any(key in keys.values() for keys in layout.shared.values()):
+            return next(iter(members.by_param)).device
+        is_owned = key in layout.owned
+        if is_owned and team_for(param, members.replicas).rank != member.owner:
+            return first.device
+        return param.device
 
     def _check_shared(self) -> None:
         """Check that the saved copies of each shared value are equal."""
@@ -421,10 +524,22 @@ class Checkpoint:
                     )
 
 
-def _needs_values(state: State, initial: Initial) -> bool:
-    """Whether slots are compared with their initial values, or have these; the same on all ranks of a parameter."""
-    return state["step"] == 0 or any(
-        state.get(key) is initial.state[key] for key in initial.layout.keys - {"step"}
+def _lacks_values(state: State, stand_in: Initial) -> bool:
+    """Whether slots have their first values, which a stand-in does not have; the same on all ranks of a parameter."""
+    layout = stand_in.layout
+    return any(
+        state.get(key) is stand_in.state[key]
+        or (
+            key in state and key not in layout.owned and local(state[key]).is_meta
+        )  # the key of a code
+        for key in layout.keys - {"step"}
+    )
+
+
+def _is_zero(state: State, layout: Layout) -> bool:
+    """Whether a state has no other slots than those of a layout, all of them zero, on this rank."""
+    return state.keys() == layout.keys and not any(
+        bool(comparable(state[key]).any()) for key in layout.keys - layout.owned
     )
 
 

@@ -661,7 +661,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Load a state dict of this optimizer, or of the torch.optim class with the same slots.
 
-        If it raises one of the errors below, the optimizer is unchanged.
+        If it raises one of the errors below, the optimizer is unchanged. Tensors are copied, slot by slot, when the old
+        state is free; the optimizer shares no memory with the state dict.
 
         Args:
             state_dict: A state dict as returned by `state_dict()`.
@@ -695,11 +696,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         evaluation, state_dict = Evaluation.take(state_dict, names)
         with core.at_state(writes=False):
-            states = Checkpoint(state_dict, core.states, strict).states
-        self.state.clear()
-        self.state.update(states.by_param)
-        states.by_param = self.state
-        core.states, core.members = states, states.members
+            checkpoint = Checkpoint(state_dict, core.states, strict)
+            checkpoint.install(core, self.state)
         core.evaluation = evaluation
         if self._released is not None:
             self._released.close()

@@ -68,6 +68,22 @@ class FirstState:
             if key != "step"
         ]
 
+    @functools.cached_property
+    def _stand_ins(self) -> State:
+        return {
+            key: torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+            for key, shape, stride, dtype in self._slots
+        }
+
+    @functools.cached_property
+    def _kinds_of_stand_ins(self) -> Kinds:
+        return {key: TensorKind.of(slot) for key, slot in self._stand_ins.items()}
+
+    def without_memory(self) -> tuple[Layout, State, Kinds]:
+        """Return the layout of a parameter's state, the state, whose slots have no memory, and their kinds."""
+        state = {"step": zero_steps(), **self._stand_ins}
+        return self.layout, state, self._kinds_of_stand_ins
+
     def of(self, param: Tensor, shown: Tensor) -> tuple[Layout, State, Kinds]:
         """Return the layout of a parameter's state, the state, on the device of what is shown of it, and the kinds."""
         device = shown.device

@@ -159,6 +159,13 @@ class Members:
         }
         return members
 
+    def stay(self, present: Members) -> None:
+        """Let the present objects of the same members take over what these have."""
+        for param, member in self.by_param.items():
+            kept = present.by_param[param]
+            vars(kept).update({**vars(member), "gradient_dtype": kept.gradient_dtype})
+            self.by_param[param] = kept
+
     # Adding groups.
 
     def joining(self, group: Group) -> Joining:

@@ -238,7 +238,7 @@ class FreshSlot:
 
     def __init__(self, slot: Tensor):
         self._slot = slot
-        values = _comparable(slot)
+        values = comparable(slot)
         self._values: Tensor | None = None
         if not values.is_meta:
             first = values[:1].clone()
@@ -248,14 +248,14 @@ class FreshSlot:
         """Whether the present slot is another one, or has other values."""
         if present is not self._slot:
             return True
-        values = _comparable(present)
+        values = comparable(present)
         if self._values is None or values.is_meta:
             return False
         is_moved = values.device != self._values.device
         return is_moved or not bool((values == self._values).all())
 
 
-def _comparable(slot: Tensor) -> Tensor:
+def comparable(slot: Tensor) -> Tensor:
     """Return a slot's entries on this process, as bytes where torch compares no numbers."""
     values = local(slot.detach()).reshape(-1)
     return values.view(torch.uint8) if values.dtype.itemsize == 1 else values

@@ -167,11 +167,12 @@ class States:
             for param in settings.params
             if outline.first_state(param) is None and not self.of(param)
         ]
-        is_divided = self.members.replicas is not None or any(map(is_sharded, params))
-        if not is_divided:  # otherwise each parameter is assigned to an owner
+        if not self.are_divided(params):
+            params = _one_of_each_kind(params, members)
+            # Otherwise each parameter is assigned to an owner.
             params = _one_of_each_kind(params, members)
         try:
-            self.first(settings, params, members, _without_memory)
+            self.first(settings, params, members, without_memory)
         except Exception:  # also if an `init` reads values
             self.first(settings, params, members)
 
@@ -335,6 +336,40 @@ class States:
         self.by_param.clear()
         for member in self.members.by_param.values():
             member.fresh = {}
+
+    def stand_ins(
+        self, settings: GroupSettings, params: Iterable[Tensor]
+    ) -> tuple[dict[Tensor, Initial], set[Tensor]]:
+        """Return first states whose slots have no memory, and the parameters whose slots all start at zero."""
+        outline = self.members.outline(settings)
+        known: dict[Tensor, Initial] = {}
+        for param in params:
+            first_state = outline.first_state(param)
+            if first_state is not None:
+                known[param] = Initial(*first_state.without_memory())
+        others = [param for param in params if param not in known]
+        if not others:
+            return known, set(known)
+        return {**known, **self._other_stand_ins(settings, others)}, set(known)
+
+    def _other_stand_ins(
+        self, settings: GroupSettings, params: list[Tensor]
+    ) -> dict[Tensor, Initial]:
+        # Ranks load alone: structures need no values of sharded parameters.
+        try:
+            return self.first(settings, params, shown=without_memory)
+        except Exception:  # also if an `init` reads values
+            if self.are_divided(params):  # all at once: owners are assigned
+                return self.first(settings, params, shown=without_messages)
+        stand_ins: dict[Tensor, Initial] = {}
+        for param in params:
+            for initial in self.first(settings, [param]).values():
+                stand_ins[param] = initial._replace(state=_on_meta(initial.state))
+        return stand_ins
+
+    def are_divided(self, params: Iterable[Tensor]) -> bool:
+        """Whether ranks divide parameters, or the work on them."""
+        return self.members.replicas is not None or any(map(is_sharded, params))
 
     # Slots.
 
@@ -674,13 +709,19 @@ def _copies_for(leaf: Leaf, layout: Layout) -> Copies:
     return copies
 
 
-def _without_memory(param: Tensor) -> Tensor:
+def without_memory(param: Tensor) -> Tensor:
     """Return a tensor without memory in place of a parameter; the parameter itself if its class is a user's."""
     if is_sharded(param):
         return without_messages(param)
     if not is_plain(param.data):
         return param.detach()
     return torch.empty_like(param, device="meta", requires_grad=False)
+
+
+def _on_meta(state: State) -> State:
+    """Return a first state whose slots have no memory."""
+    slots = {key: value.to("meta") for key, value in state.items() if key != "step"}
+    return {"step": state["step"], **slots}
 
 
 def without_messages(param: Tensor) -> Tensor:
@@ -748,17 +789,19 @@ def matched(
     strict: bool,
     saved_codes: Mapping[str, str],
     wrapper_keys: Collection[str],
+    device_of: Callable[[str], torch.device],
 ) -> dict[str, Tensor]:
     """Convert a parameter's saved entry to the dtypes, codes and devices of its first state.
 
     Args:
         member: The parameter.
         saved: The entry, also in the formats of torch.optim and adam-atan2-pytorch.
-        initial: The parameter's first state.
+        initial: The parameter's first state, whose slots may be stand-ins without memory.
         strict: Whether a missing or unknown slot is an error; otherwise unknown ones are kept unchanged.
         saved_codes: The label of each slot's code in the saved run.
         wrapper_keys: Keys that a wrapper has written into the present state. Other keys that are no slot of any link
             are also a wrapper's.
+        device_of: Returns the device of a loaded slot.
 
     Returns:
         The state, including the keys of wrappers.
@@ -785,9 +828,8 @@ def matched(
     for key, value in first.items():
         if key in saved:
             what = f"{who}: {key!r}"
-            device = _device_of(member, key, initial)
             is_part = key in layout.coded_tensors
-            state[key] = as_slot(what, key, saved[key], value, device, is_part)
+            state[key] = as_slot(what, key, saved[key], value, device_of(key), is_part)
         elif saved and layout.follows(key):
             del state[key]  # computed when the weights are known: at the next step
         elif strict and saved:
@@ -806,21 +848,11 @@ def matched(
         if isinstance(value, Tensor):
             # As torch.optim loads it.
             dtype = param.dtype if param.is_floating_point() else value.dtype
-            value = value.detach().to(param.device, dtype, copy=True)
+            value = value.detach().to(param.device, dtype)
         state[key] = value
     for key in complex_keys & state.keys():
         state[key] = as_complex(state[key])
     return state
-
-
-def _device_of(member: Member, key: str, initial: Initial) -> torch.device:
-    """Return the device of a loaded slot: that of the first one, unless this is a stand-in."""
-    device, param = initial.state[key].device, member.param
-    if device.type != "meta" or not is_sharded(param):
-        return device
-    is_owned = key in initial.layout.owned
-    is_elsewhere = is_owned and team_of(param.device_mesh).rank != member.owner
-    return device if is_elsewhere else param.device
 
 
 def _translated_entry(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -840,7 +872,7 @@ def _translated_entry(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, An
 
 def misfits_of(saved: Entry, first: Mapping[str, Tensor]) -> int:
     """Return the number of slots that only one of a saved entry and a first state has; 0 for an empty entry."""
-    if not saved:
+    if not saved or saved.keys() == first.keys():
         return 0
     entry = _translated_entry(saved, first)
     return len(_slots_among(entry.keys() - {MISSED}) ^ _slots_among(first.keys()))
@@ -859,18 +891,20 @@ def as_slot(
     device: torch.device | None = None,
     is_part: bool = False,
 ) -> Tensor:
-    """Return a copy of a saved value in the form of a first slot, after checking its shape, kind and value.
+    """Return a saved value in the form of a first slot, after checking its shape, kind and value.
+
+    It is a copy only if it has another dtype or device.
 
     Args:
         what: The slot, for error messages.
         key: Its key.
         saved: The saved value; a whole tensor is divided as the first slot is.
         first: The first slot.
-        device: The device of the copy; None for that of the first slot, which may be a stand-in. A stand-in for a saved
-            value has no values to copy.
+        device: The device of the result; None for that of the first slot, which may be a stand-in. A stand-in for a
+            saved value has no values to copy.
         is_part: Whether it is a part of a coded slot, which is no count, whatever its name.
     """
-    value = torch.as_tensor(saved)
+    value = saved if isinstance(saved, Tensor) else torch.as_tensor(saved)
     if isinstance(saved, float):  # of which float32 may round a count
         value = torch.tensor(saved, dtype=torch.float64)
     is_count = key.rpartition(".")[2] in COUNTS and not is_part
@@ -879,20 +913,38 @@ def as_slot(
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"{what} has shape {shapes}")
-    kinds = {kind_of(value.dtype), kind_of(first.dtype)}
-    if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
-        raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
-    if is_count and not (_is_whole(value) and (value >= 0).all()):
-        raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
-    if kind_of(first.dtype) == "int" and not _is_whole(value):
-        raise ValueError(f"{what} must be an integer, got {value.item():g}")
     dtype = first.dtype
-    if is_count and dtype.is_floating_point and value > FLOAT32_COUNTS:
-        dtype = torch.float64
+    if value.dtype != dtype:
+        kinds = {kind_of(value.dtype), kind_of(dtype)}
+        if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
+            raise ValueError(f"{what} has dtype {value.dtype}, needs {dtype}")
+        if "int" in kinds and not dtype.is_floating_point and not _is_whole(value):
+            raise ValueError(f"{what} must be an integer, got {value.item():g}")
+    if is_count:
+        largest = _largest_count(what, value)
+        if dtype.is_floating_point and largest > FLOAT32_COUNTS:
+            dtype = torch.float64
     value = _divided_like(what, value.detach(), first)
     if value.is_meta:
         device = value.device
-    return value.to(first.device if device is None else device, dtype, copy=True)
+    return value.to(first.device if device is None else device, dtype)
+
+
+def _largest_count(what: str, value: Tensor) -> float:
+    """Return the largest of some counts; one is read once from its device.
+
+    Raises:
+        ValueError: If one of them is no count.
+    """
+    if value.numel() == 1:
+        count = float(value)
+        is_whole, is_negative = count.is_integer(), count < 0
+    else:
+        is_whole, is_negative = _is_whole(value), not bool((value >= 0).all())
+        count = float(value.max()) if value.numel() else 0.0
+    if is_negative or not is_whole:
+        raise ValueError(f"{what} must be a non-negative integer, got {count:g}")
+    return count
 
 
 def _divided_like(what: str, value: Any, first: Any) -> Any:

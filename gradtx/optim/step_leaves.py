@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.base.plain import is_plain
 from gradtx.base.random_streams import RandomStreams
 from gradtx.distributed.redistribution import gradient_like
 from gradtx.execution.context import Clock
@@ -113,7 +114,10 @@ class StepLeaves:
         check_fits(self.core, members)
         leaves: list[Leaf] = []
         for member, gradient in zip(members, gradients, strict=True):
-            leaf = self._leaf(member, gradient, route_of)
+            if _is_widened(member.param, gradient):
+                leaf = self._leaf(member, gradient.to("meta"), route_of, "meta")
+            else:
+                leaf = self._leaf(member, gradient, route_of)
             leaf.release()
             leaves.append(leaf)
         return leaves
@@ -128,8 +132,13 @@ class StepLeaves:
                 yield leaf
 
     def _leaf(
-        self, member: Member, gradient: Any, route_of: Callable[[Member], Route]
+        self,
+        member: Member,
+        gradient: Any,
+        route_of: Callable[[Member], Route],
+        shown_on: str | None = None,
     ) -> Leaf:
+        """Return the leaf of a member; its values are on another device, such as "meta", if one is named."""
         route = route_of(member)
         trees: Any = self.run.leaf_extras
         scalars: Any = self.run.call_extras
@@ -138,7 +147,12 @@ class StepLeaves:
             clock = self._clocks[member.count] = clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(gradient, member.param)
-        leaf = leaf_of(self.run, member, clock, gradient, scalars)
+        if shown_on is None:
+            leaf = leaf_of(self.run, member, clock, gradient, scalars)
+        else:
+            shown = member.param.detach().to(shown_on)
+            leaf = leaf_of(self.run, member, clock, gradient, scalars, shown)
+            leaf.device = member.param.device
         if trees:
             add_extras(leaf, trees)
         operations = route.for_leaf(leaf)
@@ -166,6 +180,12 @@ def check_fits(core: Core, members: list[Member]) -> None:
         has_kinds = member.present_kinds() == member.kinds
         if not (has_kinds and isinstance(member.state["step"], Tensor)):
             core.states.refit(member)
+
+
+def _is_widened(param: Tensor, gradient: Any) -> bool:
+    """Whether a leaf has copies of weights or gradient, which are as large, since rules compute in more bits."""
+    are_plain = is_plain(param) and is_plain(gradient)
+    return are_plain and min(param.itemsize, gradient.itemsize) < 4
 
 
 def _has_shared_entries(tensor: Tensor) -> bool:

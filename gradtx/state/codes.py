@@ -35,6 +35,9 @@ def largest_of_block(largest: Tensor) -> Tensor:
     return largest.to(torch.float32).clamp(min=LEAST_SCALE)
 
 
+PART = 2**18  # entries that a conversion codes at a time
+
+
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """A code for slots: two pure functions of torch operations, without branches on values.
@@ -240,6 +243,63 @@ class Codec:
         for suffix, tensor in zip(self.extents, (*tensors, *scales), strict=True):
             packed[suffix] = self._stored(suffix, tensor, values)
         return packed
+
+    def pack_in_parts(
+        self, values: Tensor, noise: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Like `pack`, in little memory beyond the result: a part of the values at a time, with the same bits."""
+        parts = self._parts_of(values.shape)
+        if len(parts) < 2:
+            return self.pack(values, noise)
+        stored: dict[str, Tensor] = {}
+        shapes = self.shapes(values.shape)
+        for part in parts:
+            of_part = None if noise is None else noise[part]
+            for suffix, tensor in self.pack(values[part], of_part).items():
+                if suffix not in stored:
+                    stored[suffix] = tensor.new_empty(shapes[suffix])
+                stored[suffix][self._stored_part(suffix, part, values.shape)] = tensor
+        return stored
+
+    def unpack_in_parts(self, packed: dict[str, Tensor], shape: Shape) -> Tensor:
+        """Like `unpack`, in little memory beyond the result."""
+        parts = self._parts_of(shape)
+        if len(parts) < 2:
+            return self.unpack(packed, shape)
+        values: Tensor | None = None
+        for part in parts:
+            of_part = {
+                suffix: tensor[self._stored_part(suffix, part, shape)]
+                for suffix, tensor in packed.items()
+            }
+            count = part.stop - part.start
+            decoded = self.unpack(of_part, (count, *shape[1:]))
+            if values is None:
+                values = decoded.new_empty(tuple(shape))
+            values[part] = decoded
+        assert values is not None
+        return values
+
+    def _parts_of(self, shape: Shape) -> list[slice]:
+        """Return ranges of rows, or of whole blocks of a vector, that are coded alone; none if the code sees more."""
+        if self.sees_whole_leaf or not shape:
+            return []
+        rows, *others = shape
+        block = self.block or 1
+        if others:  # each row has whole blocks
+            count = max(PART // (block * _blocks_of_row(shape, block)), 1)
+        else:  # a vector is one row; two codes may share a byte
+            count = max(PART // (2 * block), 1) * 2 * block
+        return [slice(i, min(i + count, rows)) for i in range(0, rows, count)]
+
+    def _stored_part(self, suffix: str, part: slice, shape: Shape) -> slice:
+        """Return where a stored tensor has a part of a slot."""
+        size = 1
+        if len(shape) < 2 and self.extents[suffix] == "block":
+            size = self.block or 1
+        elif len(shape) < 2 and suffix == "" and self.packs == 2:
+            size = 2
+        return slice(part.start // size, -(-part.stop // size))
 
     def _scales(self, blocks: Tensor) -> list[Tensor]:
         """Return the scale of each block, if this code has scales."""

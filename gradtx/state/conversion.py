@@ -55,6 +55,8 @@ def converted(
         _check_dtype(entry, slot, like, label, codec)
         if label is not None and not _is_uncoded(entry, slot, param):
             _decode(entry, slot, label, param.shape)
+            if codec is None and _is_value(like) and _is_value(entry[slot]):
+                entry[slot] = entry[slot].to(like.dtype)
         value = entry[slot]
         if codec is None or not _is_value(value):
             continue
@@ -134,7 +136,7 @@ def _decode(entry: dict[str, Any], slot: str, label: str, shape: torch.Size) -> 
     for suffix, expected in codec.shapes(whole).items():
         if entry[keys[suffix]].shape != expected:
             return
-    values = unpacked(slot, codec, entry, shape)
+    values = unpacked(slot, codec, entry, shape, in_parts=True)
     entry[slot] = distributed_like(values, entry[slot])
     for suffix in codec.suffixes:
         del entry[keys[suffix]]
@@ -145,8 +147,9 @@ def _encoded(
 ) -> dict[str, Tensor]:
     """Return the tensors that store a value; a code that rounds at random keeps its first key."""
     if not codec.random:
-        return packed(slot, codec, value)
+        return packed(slot, codec, value, in_parts=True)
     # One half: rounds to nearest.
-    noise = torch.full_like(local(value), 2**15, dtype=torch.int64)
+    here = local(value)
+    noise = here.new_full((), 2**15, dtype=torch.int64).expand(here.shape)
     key = f"{slot}.{KEY}"
-    return {**packed(slot, codec, value, noise), key: first[key]}
+    return {**packed(slot, codec, value, noise, in_parts=True), key: first[key]}

@@ -578,21 +578,33 @@ def _first_key(slot: str, leaf: Leaf, device: torch.device) -> Tensor:
 
 
 def packed(
-    slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None
+    slot: str,
+    codec: Codec,
+    value: Tensor,
+    noise: Tensor | None = None,
+    in_parts: bool = False,
 ) -> Slots:
-    """Encode the value of a slot: return its tensors by name, with the placements of the value."""
+    """Encode the value of a slot: return its tensors by name, with the placements of the value.
+
+    With `in_parts`, it takes little memory beyond the result; rules are recorded without.
+    """
     tensors = {}
     shapes = codec.shapes(value.shape)
-    for suffix, tensor in codec.pack(local(value), noise).items():
+    pack = codec.pack_in_parts if in_parts else codec.pack
+    for suffix, tensor in pack(local(value), noise).items():
         name = f"{slot}.{suffix}" if suffix else slot
         tensors[name] = from_local_like(tensor, value, shapes[suffix])
     return tensors
 
 
 def unpacked(
-    slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch.Size
+    slot: str,
+    codec: Codec,
+    stored: Mapping[str, Tensor],
+    shape: torch.Size,
+    in_parts: bool = False,
 ) -> Tensor:
-    """Decode the tensors of a slot, for a leaf with the given shape."""
+    """Decode the tensors of a slot, for a leaf with the given shape; `in_parts` is as for `packed`."""
     codes = stored[slot]
     whole = codec.shape_of(codes.shape, shape)
     local_shape: Sequence[int] = whole
@@ -603,7 +615,8 @@ def unpacked(
     tensors = {"": local(codes)}
     for suffix in codec.suffixes:
         tensors[suffix] = local(stored[f"{slot}.{suffix}"])
-    return from_local_like(codec.unpack(tensors, local_shape), codes, whole)
+    unpack = codec.unpack_in_parts if in_parts else codec.unpack
+    return from_local_like(unpack(tensors, local_shape), codes, whole)
 
 
 def _is_split(like: Tensor, codec: Codec) -> bool:

@@ -160,6 +160,12 @@ class Engine(ABC):
         """Drop all plans, which hold parameters and slots."""
         self.plans.clear()
 
+    def release_states(self) -> None:
+        """Let go of all slots; the plan of whole steps takes others of the same layout in the next step."""
+        self.plans = {key: plan for key, plan in self.plans.items() if key is None}
+        for plan in self.plans.values():
+            plan.release_states()
+
     def _give_up(self, error: BaseException) -> None:
         self.failed = True
         self.forget()

@@ -66,10 +66,7 @@ class KernelBundle(MemberBundle):
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._params = [member.param for member in members]
-        # The tensors that kernels write: parameters, and the slots of each key.
-        self._tensors: list[list[Any]] = [self._params]
-        for key in self.signature.slots_by_leaf:
-            self._tensors.append([member.state[key] for member in members])
+        self._find_tensors()
         self._rows_of_step: Rows | None = None
         # The sizes of the groups of axes of each leaf, and the chunks and values of these, by phase.
         self._shapes: list[list[list[int]]] = []
@@ -84,6 +81,20 @@ class KernelBundle(MemberBundle):
         # Whether kernels run on copies, since some tensors are transposed, ...; and the copies that they write.
         self._needs_order = self.signature.ordered and not are_in_order(self._tensors)
         self._copies: list[list[Tensor]] = []
+
+    def _find_tensors(self) -> None:
+        """Note the tensors that kernels write: parameters, and the slots of each key."""
+        self._tensors: list[list[Any]] = [self._params]
+        for key in self.signature.slots_by_leaf:
+            self._tensors.append([member.state[key] for member in self.members])
+
+    def release_states(self) -> None:
+        super().release_states()
+        self._tensors = []
+
+    def take_states(self) -> None:
+        super().take_states()
+        self._find_tensors()
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool

@@ -106,11 +106,25 @@ class MemberBundle(ListBundle):
                 placements = with_pending_sums(param.placements)
                 self._placed_sums[member.name] = param.device_mesh, placements
         self.has_sharded_terms = bool(self._placed_sums)
-        self._equal = {
-            key: [member.state[key] for member in members] for key in signature.equal
-        }
+        self._equal = self._equal_slots()
         # Whether scalars depend on more than counts.
         self._has_more = bool(self._groups or self._equal)
+
+    def _equal_slots(self) -> dict[str, list[Tensor]]:
+        return {
+            key: [member.state[key] for member in self.members]
+            for key in self.signature.equal
+        }
+
+    def release_states(self) -> None:
+        """Let go of all slots."""
+        self._equal = {}
+        self._columns.release_states()
+
+    def take_states(self) -> None:
+        """Take the slots of the members' present states, which `locate` then finds."""
+        self._equal = self._equal_slots()
+        self._columns.take_states()
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool
@@ -282,11 +296,8 @@ class Columns:
             for member, window in pieces
         ]
         self._params = [member.param for member, _ in pieces]
-        # The tensors that programs write: parameters, and the slots of each key.
-        self._written = [self._params]
-        for key in signature.slots_by_leaf:
-            self._written.append([member.state[key] for member, _ in pieces])
-        self._columns: list[list[Tensor]] = [[] for _ in self._written]
+        self._keys = signature.slots_by_leaf
+        self.take_states()
         self.locate()
         # Whether programs run on copies, since some are transposed, ...; and what they are copies of.
         self._needs_order = signature.ordered and not are_in_order(self._columns)
@@ -294,6 +305,18 @@ class Columns:
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
+
+    def release_states(self) -> None:
+        """Let go of all slots."""
+        self._written, self._columns = [], []
+
+    def take_states(self) -> None:
+        """Take the slots of the members' present states."""
+        # The tensors that programs write: parameters, and the slots of each key.
+        self._written = [self._params]
+        for key in self._keys:
+            self._written.append([member.state[key] for member, _ in self._pieces])
+        self._columns: list[list[Tensor]] = [[] for _ in self._written]
 
     def locate(self) -> None:
         """Find the memory of the tensors that programs write."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import MemoryGuard
+from gradtx.base.dtensor import MemoryGuard, is_sharded
+from gradtx.base.plain import holds_its_values, is_plain
 from gradtx.optim.engine.overlap import extent_of, have_overlap
 from gradtx.optim.run import GRAD, STATE, Member, TensorKind, stand_in
 from gradtx.optim.step import Step
@@ -110,17 +111,8 @@ class StepPlan(Plan[Any]):
         self._have_planned_layout = _torch.layout_check(gradients)
         # In place of gradients, on first use: a plan holds none.
         self._stand_ins: list[Tensor] = []
-        # The slots that programs write; eager steps replace theirs.
-        self._slot_states: list[dict[str, Any]] = []
-        self._slot_keys: list[str] = []
-        # By the id of the state.
-        self._keys_of_state: dict[int, Sequence[str]] = {}
-        for bundle in bundles:
-            for member in bundle.members:
-                self._keys_of_state[id(member.state)] = bundle.signature.slots
-                for key in bundle.signature.slots:
-                    self._slot_states.append(member.state)
-                    self._slot_keys.append(key)
+        self._is_released = False
+        self._find_slots()
         self._extents: list[int] | None = None
         self.needs_run = any(bundle.needs_run() for bundle in bundles)
         self._tensors = self._present_tensors()
@@ -131,6 +123,49 @@ class StepPlan(Plan[Any]):
         self._are_planned: Callable[..., bool] = _torch.layout_check(
             [*gradients, *self._guard.memory]
         )
+
+    def _find_slots(self) -> None:
+        """Note the slots that programs write; eager steps replace theirs."""
+        self._slot_states: list[dict[str, Any]] = []
+        self._slot_keys: list[str] = []
+        # By the id of the state.
+        self._keys_of_state: dict[int, Sequence[str]] = {}
+        for bundle in self.bundles:
+            for member in bundle.members:
+                self._keys_of_state[id(member.state)] = bundle.signature.slots
+                for key in bundle.signature.slots:
+                    self._slot_states.append(member.state)
+                    self._slot_keys.append(key)
+
+    def release_states(self) -> None:
+        """Let go of all slots, which others of the same layout are going to replace."""
+        self._is_released = True
+        self._states, self._slot_states, self._tensors = [], [], []
+        self._guard.memory, self._rows, self._stand_ins = [], {}, []
+        for bundle in self.bundles:
+            bundle.release_states()
+
+    def _takes_states(self, members: list[Member]) -> bool:
+        """Take the present states, if they may have the layout of those that were released; return whether they may.
+
+        `matches` compares the layouts of all tensors.
+        """
+        if self.rest:  # they may share memory
+            return False
+        self._states = list(map(STATE, members))
+        self._find_slots()
+        try:
+            self._tensors = self._present_tensors()
+        except KeyError:
+            return False
+        if not all(map(_is_usual_slot, self._tensors)):
+            return False
+        for bundle in self.bundles:
+            bundle.take_states()
+        # Not those of any tensor: all have moved.
+        self._guard.addresses = []
+        self._is_released = False
+        return True
 
     def _present_tensors(self) -> list[Tensor]:
         return [
@@ -143,9 +178,12 @@ class StepPlan(Plan[Any]):
 
         If their memory has been replaced, as by `param.data = ...`, bundles find it again.
         """
-        if fingerprint != self.fingerprint or any(
-            map(operator.is_not, map(STATE, members), self._states)
-        ):
+        if fingerprint != self.fingerprint:
+            return False
+        if self._is_released:
+            if not self._takes_states(members):
+                return False
+        elif any(map(operator.is_not, map(STATE, members), self._states)):
             return False
         # A shortcut: rows without a gradient are compared when they have one again. One comparison of all tensors takes
         # as long as those of half the rows, one by one.
@@ -229,6 +267,13 @@ class StepPlan(Plan[Any]):
         self._guard.follow(memory)
         self._stand_ins, self._rows = [], {}  # they have the old memory
         return True
+
+
+def _is_usual_slot(tensor: Any) -> bool:
+    """Whether a plan may have been made with a tensor like this one, as far as its layout does not say it."""
+    return isinstance(tensor, Tensor) and (
+        is_sharded(tensor) or (is_plain(tensor) and holds_its_values(tensor))
+    )
 
 
 def fingerprint_of(
