@@ -376,7 +376,8 @@ def _first_entry(member: Member, window: slice | None) -> Tensor:
 def _parts_of(members: list[Member], splits: bool, signature: Signature) -> Parts:
     """Divide large leaves, for lists of bounded size: of the leaves, and of their largest slots."""
     has_codes = bool(signature.layout.codes)
-    limit = entries_of_a_call(local(members[0].param).device, has_codes)
+    first = local(members[0].param)
+    limit = entries_of_a_call(first.device, has_codes, first.dtype)
     pieces: list[Piece] = []
     rows: list[int] = []
     sizes: list[int] = []

@@ -170,7 +170,8 @@ def part_of(member: Member, equal: bool = False) -> int | None:
     """
     codecs = member.layout.coded_keys.values()
     size = entries_of(member.param)
-    most = entries_of_a_call(local(member.param).device, bool(codecs))
+    param = local(member.param)
+    most = entries_of_a_call(param.device, bool(codecs), param.dtype)
     if size <= most:
         return None
     unit = max((codec.block or codec.packs for codec in codecs), default=1)
