@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from gradtx.compiler.liveness import (
     is_selection,
     may_alias,
 )
-from gradtx.compiler.simplify import is_conversion
 from gradtx.compiler.terms import is_pointwise
 
 aten = torch.ops.aten
@@ -58,12 +57,12 @@ def compute_late(graph: Graph) -> None:
             copy.prepend(source)
 
 
-def convert_late(graph: Graph, needs: Liveness) -> None:
+def convert_late(conversions: Iterable[Node], needs: Liveness) -> None:
     """Convert arguments where the result is read first, and read it wherever torch would convert them again.
 
     So fewer temporaries are alive. Operations on lists are slow if they have to convert an operand.
     """
-    for conversion in list(filter(is_conversion, graph.nodes)):
+    for conversion in conversions:
         argument: Any = args_of(conversion)[0]
         if argument.op != "placeholder":
             continue

@@ -132,8 +132,10 @@ class _Writer(Text):
         super().__init__(device)
         self._lowered = lowered
         compute_late(lowered.graph)
-        if not batches.batches_on(device):  # where temporaries are to stay in a cache
-            convert_late(lowered.graph, lowered.needs)
+        conversions = list(filter(is_conversion, lowered.nodes))
+        if conversions and not batches.batches_on(device):
+            # Where temporaries are to stay in a cache.
+            convert_late(conversions, lowered.needs)
         self._nodes = lowered.nodes
         self._needs = lowered.needs
         # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which
