@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
+from gradtx.base import torch_names as _torch
 from gradtx.compiler.graph import (
     args_of,
     arguments_of,
+    dtype_of,
     is_list,
     same_layout,
     same_meta,
@@ -24,6 +26,7 @@ from gradtx.compiler.liveness import (
     is_selection,
     may_alias,
 )
+from gradtx.compiler.terms import is_pointwise
 
 aten = torch.ops.aten
 
@@ -52,6 +55,36 @@ def compute_late(graph: Graph) -> None:
         )
         if is_read and not is_changed and source.target not in FAILING:
             copy.prepend(source)
+
+
+def convert_late(conversions: Iterable[Node], needs: Liveness) -> None:
+    """Convert arguments where the result is read first, and read it wherever torch would convert them again.
+
+    So fewer temporaries are alive. Operations on lists are slow if they have to convert an operand.
+    """
+    for conversion in conversions:
+        argument: Any = args_of(conversion)[0]
+        if argument.op != "placeholder":
+            continue
+        writes = writers(argument)
+        for user in sorted(argument.users):
+            is_old = conversion < user and not any(writer < user for writer in writes)
+            if is_old and _converts_alike(user, conversion, needs):
+                user.replace_input_with(argument, conversion)
+        first = min(conversion.users)
+        if not any(writer < first for writer in writes):
+            first.prepend(conversion)
+
+
+def _converts_alike(user: Node, conversion: Node, needs: Liveness) -> bool:
+    """Whether an operation on entries converts an operand as another operation does that has run in the same cases."""
+    if not is_pointwise(user.target) or _torch.writes(user.target):
+        return False
+    others = [x for x in user.all_input_nodes if is_list(x)]
+    dtype = dtype_of(conversion)
+    is_promoted = dtype_of(user) == dtype and dtype in map(dtype_of, others)
+    both_run = user in needs and conversion in needs
+    return is_promoted and both_run and needs.of(user) == needs.of(conversion)
 
 
 class MemoryPlan:

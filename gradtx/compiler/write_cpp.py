@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.graph import is_scalar
+from gradtx.compiler.graph import dtype_of, is_scalar
 from gradtx.compiler.liveness import Liveness
 from gradtx.compiler.write_cpp_expressions import (
+    HALVES,
     IDENTITIES,
+    OF_HALVES,
     PART,
     PRELUDE,
     PRELUDE_OF_ROWS,
@@ -253,7 +255,9 @@ class CppWriter(CppTiles):
         outputs = [*(x.node for x in stored), *map(self._operand_of, reduced)]
         needed = self._needed(outputs)
         nodes = (*needed.read, *needed.kept, *needed.computed)
-        body = [code[node] for node in nodes if self._last in self._extent(node)]
+        nodes = [node for node in nodes if self._last in self._extent(node)]
+        strips = Strips(f"c{self._last}", low, high)
+        body = [self._of_entry(node, code, strips) for node in nodes]
         before, after, clauses = [], [], ""
         for node in reduced:
             total, extent = self._total(node), self._extent(node)
@@ -267,12 +271,24 @@ class CppWriter(CppTiles):
             if extent and node in self._partial:  # of a leaf, or of this row alone
                 before.append(total.start())
                 after.append(f"{target} = {both(total, target, total.end())};")
-        body += [
-            self._stored(x, f"p{x.row}[{self._index(self._full)}]") for x in stored
-        ]
-        i = self._last
-        loop = f"for (int64_t c{i} = {low}; c{i} < {high}; c{i}++) {{"
-        return [*before, f"#pragma omp simd{clauses}", loop, *body, "}", *after]
+        body += [self._stored_entry(x, strips) for x in stored]
+        return [*before, *strips.loops(clauses, body), *after]
+
+    def _of_entry(self, node: Node, code: Mapping[Node, str], strips: Strips) -> str:
+        """Return the line that loads or computes a value in a loop over entries."""
+        if node not in self._leaves or dtype_of(node) != torch.float16:
+            return code[node]
+        row = self._leaves.index(node)
+        place = strips.widened(row, self._index(self._extent(node)))
+        return f"const float x{row} = {place};"
+
+    def _stored_entry(self, store: Write, strips: Strips) -> str:
+        """Return the line that writes a value in a loop over entries."""
+        index = self._index(self._full)
+        if dtype_of(store.like) != torch.float16:
+            return self._stored(store, f"p{store.row}[{index}]")
+        place = strips.narrowed(store.row, index)
+        return f"{place} = unrounded({self._names[store.node]});"
 
     def _prefetched(self, code: Iterable[Node]) -> list[str]:
         """Return a loop that asks for what comes after a row of a grid if entries of one argument are read."""
@@ -409,6 +425,51 @@ class CppWriter(CppTiles):
         ]
 
 
+class Strips:
+    """A loop over entries, some of which are float16: it runs in strips, whose entries are converted together.
+
+    Args:
+        index: The index of an entry.
+        low, high: Its bounds.
+    """
+
+    def __init__(self, index: str, low: str, high: str):
+        self._index, self._low, self._high = index, low, high
+        self._before: list[str] = []
+        self._after: list[str] = []
+
+    def widened(self, row: int, place: str) -> str:
+        """Return the code of an entry of an argument in float32, given its index in memory."""
+        self._before.append(f"float w{row}[{PART}];")
+        self._before.append(f"widen(w{row}, p{row} + {place}, end - {self._index});")
+        return f"w{row}[{self._index} - strip]"
+
+    def narrowed(self, row: int, place: str) -> str:
+        """Return the code of where to write an entry in float32, given its index in memory."""
+        self._before.append(f"float v{row}[{PART}];")
+        self._after.append(f"narrow(p{row} + {place}, v{row}, end - {self._index});")
+        return f"v{row}[{self._index} - strip]"
+
+    def loops(self, clauses: str, body: Sequence[str]) -> list[str]:
+        """Return the loop with its body, or loops over strips and their entries."""
+        i, low, high = self._index, self._low, self._high
+        lines = [f"#pragma omp simd{clauses}"]
+        if not self._before:
+            loop = f"for (int64_t {i} = {low}; {i} < {high}; {i}++) {{"
+            return [*lines, loop, *body, "}"]
+        return [
+            f"for (int64_t strip = {low}; strip < {high}; strip += {PART}) {{",
+            f"const int64_t end = strip + {PART} < {high} ? strip + {PART} : {high}, {i} = strip;",
+            *self._before,
+            *lines,
+            f"for (int64_t {i} = strip; {i} < end; {i}++) {{",
+            *body,
+            "}",
+            *self._after,
+            "}",
+        ]
+
+
 def _address(name: str, row: int, kind: str) -> str:
     """Return the line that finds values, each of which has 8 bytes in memory at least."""
     memory = f"({kind}*)(a.sums + a.blocks[{row} * a.n_leaves + leaf])"
@@ -501,6 +562,8 @@ def program_of(
         texts = [*_by_exponents(texts), *_choice_by_leaf(exponents, words)]
     run = RUN_BY_LEAF if len(kernels) > 1 else RUN_ALL
     prelude = PRELUDE if words is None else PRELUDE_OF_ROWS
+    if any(map(OF_HALVES.search, texts)):
+        prelude += HALVES
     return "\n".join([prelude, *texts, run])
 
 

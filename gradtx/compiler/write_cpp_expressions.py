@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from gradtx.compiler.axes import TILE
-from gradtx.compiler.graph import dtype_of
+from gradtx.compiler.graph import args_of, dtype_of
 from gradtx.compiler.write_expressions import HALF, ExpressionWriter
 from gradtx.compiler.write_kernels import Write, aten, kind_of
 
@@ -18,7 +19,11 @@ from gradtx.compiler.write_kernels import Write, aten, kind_of
 # for: bytes of a line of a cache, and those between an entry and one that is asked for; entries between two requests.
 LINE, AHEAD, PART = 64, 8192, 256
 # Classes of dtypes, whose objects compilers do not load into vectors, but their words.
-WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
+WORDS = {
+    torch.bfloat16: "uint16_t",
+    torch.float16: "uint16_t",
+    torch.float8_e4m3fn: "uint8_t",
+}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
 
 # Arguments of a phase, as `gradtx.compiler.cpp.Arguments` passes them.
@@ -117,6 +122,65 @@ struct float8_e4m3fn {  // 4 bits of exponent and 3 of mantissa; NaN instead of 
 OF_ROWS = ("threads;\n};", "threads;\n  const int64_t *which;\n};")
 PRELUDE_OF_ROWS = PRELUDE.replace(*OF_ROWS)
 
+# What texts with float16 add. Compilers do not take conversions of `_Float16` into vectors.
+HALVES = """
+#ifdef __F16C__
+#define _MM_MALLOC_H_INCLUDED  // its functions of the standard library have names of those above
+#define __MM_MALLOC_H
+#include <immintrin.h>
+#endif
+static inline float widened(uint16_t word) {  // 5 bits of exponent and 10 of mantissa
+  const uint32_t size = word & 0x7fff;
+  const uint32_t small = bits<uint32_t>(int32_t(size) * 0x1p-24f), usual = (size << 13) + (112 << 23);
+  const uint32_t finite = size < 0x400 ? small : usual;
+  const uint32_t quiet = size > 0x7c00 ? 0x7fc00000 : 0x7f800000;
+  const uint32_t all = size < 0x7c00 ? finite : size << 13 | quiet;
+  return bits<float>(all | uint32_t(word & 0x8000) << 16);
+}
+static inline uint16_t narrowed(float x) {
+  const uint32_t all = bits<uint32_t>(x), size = all & 0x7fffffff;
+  const uint32_t small = bits<uint32_t>(bits<float>(size) + 0.5f) - bits<uint32_t>(0.5f);
+  const uint32_t usual = (size - (112 << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
+  const uint32_t nearest = size < (113 << 23) ? small : usual;
+  const uint32_t bounded = size < (143 << 23) ? nearest : 0x7c00;
+  return (x != x ? 0x7e00 | (size >> 13 & 0x3ff) : bounded) | (all >> 16 & 0x8000);
+}
+// A value that is rounded where it is read: what is only written is rounded with its neighbours.
+struct float16 {
+  float exact;
+  float16() = default;
+  inline float16(float x) : exact(x) {}
+  inline operator float() const { return widened(narrowed(exact)); }
+};
+static inline uint16_t narrowed(float16 x) { return narrowed(x.exact); }
+static inline float unrounded(float x) { return x; }
+static inline float unrounded(float16 x) { return x.exact; }
+static inline void widen(float* __restrict__ to, const uint16_t* __restrict__ from, int64_t n) {
+  int64_t i = 0;
+#ifdef __AVX512F__
+  for (; i + 16 <= n; i += 16)
+    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(from + i))));
+#endif
+#ifdef __F16C__
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+#endif
+  for (; i < n; i++) to[i] = widened(from[i]);
+}
+static inline void narrow(uint16_t* __restrict__ to, const float* __restrict__ from, int64_t n) {
+  int64_t i = 0;
+#ifdef __AVX512F__
+  for (; i + 16 <= n; i += 16)
+    _mm256_storeu_si256((__m256i*)(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+#ifdef __F16C__
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128((__m128i*)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (; i < n; i++) to[i] = narrowed(from[i]);
+}
+"""
+OF_HALVES = re.compile(r"\b(float16|widened|widen|narrowed|narrow)\b")
+
 # What texts with tiles add.
 TRANSPOSITIONS = (
     f"#define TILE {TILE}"
@@ -175,7 +239,7 @@ class CppExpressions(ExpressionWriter):
         torch.float64: "double",
         torch.float32: "float",
         torch.bfloat16: "bfloat16",
-        torch.float16: "_Float16",
+        torch.float16: "float16",
         torch.float8_e4m3fn: "float8_e4m3fn",
         torch.int64: "int64_t",
         torch.int32: "int32_t",
@@ -204,6 +268,17 @@ class CppExpressions(ExpressionWriter):
             code = f"(float){code}"
         return f"({self.types[dtype]}){code}"
 
+    def _expression(self, node: Node) -> str:
+        if node.target is aten.view.dtype:
+            operand: Any = args_of(node)[0]
+            name = self._names[operand]
+            if dtype_of(operand) == torch.float16:
+                name = f"narrowed({name})"
+            if dtype_of(node) == torch.float16:
+                return f"widened(bits<uint16_t>({name}))"
+            return self.same_bits.format(name, self.types[dtype_of(node)])
+        return super()._expression(node)
+
     def _assigned(self, name: str, node: Node, code: str) -> str:
         dtype = dtype_of(node)
         return f"const {self.types[dtype]} {name} = {code};"
@@ -225,13 +300,17 @@ class CppExpressions(ExpressionWriter):
     def _loaded(self, row: int, leaf: Node, place: str) -> str:
         """Return the line that loads a value of an argument."""
         dtype = dtype_of(leaf)
+        if dtype == torch.float16:
+            return f"const float x{row} = widened({place});"
         code = f"{self.types[dtype]}::of({place})" if dtype in WORDS else place
         return self._assigned(f"x{row}", leaf, code)
 
     def _stored(self, store: Write, place: str) -> str:
         """Return the line that writes a value."""
-        word = ".word" if dtype_of(store.like) in WORDS else ""
-        return f"{place} = {self._names[store.node]}{word};"
+        name, dtype = self._names[store.node], dtype_of(store.like)
+        if dtype == torch.float16:
+            return f"{place} = narrowed({name});"
+        return f"{place} = {name}{'.word' if dtype in WORDS else ''};"
 
     def _word(self, like: Node) -> str:
         """Return the type of an argument in memory."""

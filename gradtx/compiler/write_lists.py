@@ -26,7 +26,7 @@ from gradtx.compiler.graph import (
     is_scalar,
     operator_name,
 )
-from gradtx.compiler.in_place import MemoryPlan, compute_late
+from gradtx.compiler.in_place import MemoryPlan, compute_late, convert_late
 from gradtx.compiler.liveness import ALWAYS, Case, text_of
 from gradtx.compiler.lower import LoweredGraph, lower
 from gradtx.compiler.record import Recording
@@ -132,6 +132,10 @@ class _Writer(Text):
         super().__init__(device)
         self._lowered = lowered
         compute_late(lowered.graph)
+        conversions = list(filter(is_conversion, lowered.nodes))
+        if conversions and not batches.batches_on(device):
+            # Where temporaries are to stay in a cache.
+            convert_late(conversions, lowered.needs)
         self._nodes = lowered.nodes
         self._needs = lowered.needs
         # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which

@@ -27,15 +27,20 @@ T = TypeVar("T")
 CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**24
 CHUNK_OF_CODES = 2**22
+# On the CPU, programs of these have so many times the temporaries: arguments in float32, and results before rounding.
+OF_HALVES = 4
+HALVES = frozenset((torch.bfloat16, torch.float16))
 
 # By the text of a recording: optimizers with other settings often repeat programs.
 _FUNCTIONS = SharedPrograms()
 
 
-def entries_of_a_call(device: torch.device, has_codes: bool = False) -> int:
-    """Return the maximum number of entries in the lists of one call."""
+def entries_of_a_call(
+    device: torch.device, has_codes: bool = False, dtype: torch.dtype | None = None
+) -> int:
+    """Return the maximum number of entries in the lists of one call, whose parameters may have a dtype of 16 bits."""
     if device.type == "cpu":
-        return CHUNK
+        return CHUNK // OF_HALVES if dtype in HALVES and not has_codes else CHUNK
     return CHUNK_OF_CODES if has_codes else CHUNK_OF_ACCELERATOR
 
 

@@ -34,6 +34,7 @@ class LeafKind:
         choices: The decisions of selectors.
         has_param: Whether there are parameters.
         flat: Whether they are passed as flat aliases of their memory.
+        strided: Whether they would be, but for memory that has gaps or another order than that of other tensors.
         by_leaf: The names of per-leaf extras.
         sharded: Whether they are shards.
     """
@@ -44,6 +45,7 @@ class LeafKind:
     choices: tuple[Any, ...]
     has_param: bool = True
     flat: bool = False
+    strided: bool = False
     by_leaf: tuple[str, ...] = ()
     sharded: bool = False
 

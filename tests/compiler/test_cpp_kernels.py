@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+import struct
 import subprocess
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import gradtx
 from gradtx.compiler import cpp, kernels
 from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.write_cpp_expressions import HALVES, PRELUDE
 from tests.compiler.problems import CHANNELS, DIRECTIONS, FACTORED, ROWS, moved, rule
 from tests.conformance import assert_own_memory
 from tests.tiers import by_day
@@ -379,6 +381,55 @@ def test_numbers_of_8_bits_are_those_of_torch():
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+# Converts numbers as strips of entries do, and each alone.
+CONVERSIONS = f"""{PRELUDE}{HALVES}
+struct Columns {{ int64_t n; const uint16_t* words; float *wide, *wide_alone; }};
+extern "C" void run(const Columns* a) {{
+  widen(a->wide, a->words, a->n);
+  for (int64_t i = 0; i < a->n; i++) a->wide_alone[i] = widened(a->words[i]);
+}}
+"""
+BACK = f"""{PRELUDE}{HALVES}
+struct Columns {{ int64_t n; const float* numbers; uint16_t *words, *words_alone; }};
+extern "C" void run(const Columns* a) {{
+  narrow(a->words, a->numbers, a->n);
+  for (int64_t i = 0; i < a->n; i++) a->words_alone[i] = narrowed(a->numbers[i]);
+}}
+"""
+
+
+def _converted(source, numbers, dtype):
+    """Return what a text makes of numbers, in strips and alone; not all of them fill a vector."""
+    in_strips, alone = (torch.empty(numbers.numel(), dtype=dtype) for _ in range(2))
+    columns = (numbers.numel(), *(x.data_ptr() for x in (numbers, in_strips, alone)))
+    cpp.compiled(source)(struct.pack("=4q", *columns))
+    return in_strips, alone
+
+
+@each("count", [65536, 65531])
+def test_all_numbers_of_float16_are_widened_as_by_torch(count):
+    numbers = torch.arange(65536).to(torch.int16)[:count].view(torch.float16)
+    for found in _converted(CONVERSIONS, numbers, torch.float32):
+        is_nan = numbers.isnan()
+        assert torch.equal(found.isnan(), is_nan)
+        assert torch.equal(found[~is_nan].view(torch.int32), numbers.float()[~is_nan].view(torch.int32))
+
+
+def test_numbers_are_rounded_to_float16_as_by_torch():
+    """Each number of float16, ties and their neighbours, subnormal ones, those that overflow, and a sample of bits."""
+    halves = torch.arange(0x7C01).to(torch.int16).view(torch.float16).double()
+    ties = ((halves[1:-1] + halves[:-2]) / 2).float()
+    bits = torch.randint(-(2**31), 2**31, (200_003,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    near = [ties.view(torch.int32) + i for i in (-1, 0, 1)]
+    special = torch.tensor([65519.996, 65520.0, 65536.0, 1e38, math.inf, 1e-45, 2.0**-25, 2.0**-24, 0.0])
+    sizes = torch.cat([halves.float(), *(x.view(torch.float32) for x in near), bits.view(torch.float32), special])
+    numbers = torch.cat([sizes, -sizes]).contiguous()
+    expected, is_nan = numbers.to(torch.float16), numbers.isnan()
+    for found in _converted(BACK, numbers, torch.float16):
+        assert torch.equal(found.isnan(), is_nan)
+        assert torch.equal(found[~is_nan].view(torch.int16), expected[~is_nan].view(torch.int16))
+
+
 @each("make", [gradtx.adamw, gradtx.lamb, lambda: gradtx.chain(gradtx.centralize(), gradtx.sgd(lr=0.1))])
 def test_a_default_device_elsewhere_changes_nothing(make):
     """What kernels read is on the host, or they would follow addresses of another device."""
@@ -602,3 +653,16 @@ def test_what_is_not_finite_reaches_the_result_of_a_column(reduce, value):
     (expected,), _ = moved(chain, [gradient], compile=False)
     assert ways == {"kernels"}
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_kernels_may_read_float16_and_write_none():
+    """Those of the squares of gradients: their texts have conversions in one direction alone."""
+    gradient = torch.linspace(-1, 1, 70).half()
+    param = torch.nn.Parameter(torch.zeros(70).half())
+    chain = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr=1.0))
+    optimizer = gradtx.as_optimizer(chain, [param], compile=True)
+    param.grad = gradient
+    optimizer.step()
+    assert {item.way for item in optimizer.explain()} == {"kernels"}
+    expected = -gradient.double() / gradient.double().norm()
+    torch.testing.assert_close(param.detach().double(), expected, rtol=1e-3, atol=1e-6)

@@ -284,7 +284,7 @@ class Engine(ABC):
             raise RefusedError("it is frozen")
         # It may be passed as a vector.
         are_elementwise = all(op.traits.elementwise for op in leaf.operations)
-        flat = are_elementwise and slots_are_shaped_as(leaf)
+        flat, strided = are_elementwise and slots_are_shaped_as(leaf), False
         sharded = is_sharded(param)
         if sharded:
             if is_positional(leaf.operations):
@@ -293,7 +293,13 @@ class Engine(ABC):
                 )
             self.check_shard(leaf, flat)
         self._check(leaf, step)
-        written = _aliases(leaf, flat)
+        try:
+            written = _aliases(leaf, flat)
+        except OddTensorError:
+            if not flat or sharded or _needs_vectors(leaf):
+                raise
+            flat, strided = False, True
+            written = _aliases(leaf, flat)
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
@@ -308,6 +314,7 @@ class Engine(ABC):
             read=tuple((tensor.dtype.to_real(), tensor.device) for tensor in read),
             choices=tuple(sorted(member.choices.items())),
             flat=flat,
+            strided=strided,
             by_leaf=tuple(by_leaf),
             sharded=sharded,
         )
@@ -432,6 +439,11 @@ def slots_are_shaped_as(leaf: Leaf) -> bool:
         key in coded or leaf.state[key].shape in (param.shape, ())
         for key in layout.program_keys
     )
+
+
+def _needs_vectors(leaf: Leaf) -> bool:
+    """Whether programs take only flat aliases, in which the entries of codes and positions are consecutive."""
+    return bool(leaf.layout.codes) or is_positional(leaf.operations)
 
 
 def _aliases(leaf: Leaf, flat: bool) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
-from gradtx.base.plain import is_usual
+from gradtx.base.plain import holds_its_values, is_plain, is_usual
 from gradtx.base.torch_names import NEVER_CAPTURED, is_captured
 from gradtx.compiler import cpp
 from gradtx.compiler.constants import Constants, skeleton_of
@@ -53,6 +53,7 @@ from gradtx.plans.bundle import ABSENT, NamedLeaf, Selection, scalars_for
 from gradtx.plans.function import Signature
 from gradtx.plans.kernel_function import list_by_leaf
 from gradtx.plans.phases import RecordedPhase
+from gradtx.plans.plan import LeafKind
 
 # Where the arguments of captured steps are; graphs may replay these at any time.
 CAPTURED: list[Any] = []
@@ -324,7 +325,10 @@ class KernelBundle(MemberBundle):
             return [tensor.data_ptr() for tensor in ordered]
         if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
-        views = [view_or_copy(tensor, param, True) for tensor, param in pairs]
+        if self._are_usual and all(map(_has_own_values, column)):
+            views = list(map(Tensor.contiguous, column))
+        else:
+            views = [view_or_copy(tensor, param, True) for tensor, param in pairs]
         copies += views
         return [view.data_ptr() for view in views]
 
@@ -405,6 +409,10 @@ def engine_for(compile: Any) -> Engine:
     return compile
 
 
+def _has_own_values(tensor: Tensor) -> bool:
+    return is_plain(tensor) and holds_its_values(tensor)
+
+
 class KernelEngine(ListEngine):
     """Run steps as kernels."""
 
@@ -432,6 +440,15 @@ class KernelEngine(ListEngine):
         if needs_order and not local(leaf.key.param).is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
         super()._check(leaf, step)
+
+    def leaf_kind(
+        self, member: Member, leaf: Leaf, step: Step, shares: bool
+    ) -> LeafKind:
+        kind = super().leaf_kind(member, leaf, step, shares)
+        if kind.strided:
+            # Lists run on this memory; kernels would need copies, which take longer than several passes.
+            raise RefusedError("its memory has gaps")
+        return kind
 
     def tasks(self, bundles: list[Any]) -> list[Any]:
         return tasks_of(bundles)

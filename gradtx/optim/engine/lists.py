@@ -351,14 +351,17 @@ class Columns:
         gradients = list(map(GRAD, params))
         are_plain = all(are_whole) and TYPES.issuperset(map(type, gradients))
         if self._needs_order:
-            copies = [list(map(in_order, column)) for column in columns]
+            # They are plain already.
+            copies = [list(map(Tensor.contiguous, column)) for column in columns]
             self._copies += zip(columns, copies, strict=True)
             columns = copies
         pieces = self._pieces
-        if by_leaf or self._needs_order or not are_plain:
+        if by_leaf or not are_plain:
             pieces = call.some(pieces)
-        if self._needs_order or not are_plain:
+        if not are_plain:
             gradients = list(map(self._read, gradients, pieces))
+        elif self._needs_order:
+            gradients = list(map(Tensor.contiguous, gradients))
         columns = [*columns, gradients]
         for name in by_leaf:
             tree = run.leaf_extras[name]
@@ -398,7 +401,8 @@ def _first_entry(member: Member, window: slice | None) -> Tensor:
 def _parts_of(members: list[Member], splits: bool, signature: Signature) -> Parts:
     """Divide large leaves, for lists of bounded size: of the leaves, and of their largest slots."""
     has_codes = bool(signature.layout.codes)
-    limit = entries_of_a_call(local(members[0].param).device, has_codes)
+    first = local(members[0].param)
+    limit = entries_of_a_call(first.device, has_codes, first.dtype)
     pieces: list[Piece] = []
     rows: list[int] = []
     sizes: list[int] = []
@@ -456,7 +460,8 @@ class ListEngine(Engine):
 
     def bundled(self, family: MemberFamily) -> list[MemberBundle]:
         has_owners = has_regions(family.operations)
-        family = family.signed(has_owners=has_owners, ordered=not family.kind.flat)
+        ordered = not (family.kind.flat or family.kind.strided)
+        family = family.signed(has_owners=has_owners, ordered=ordered)
         equal = self._equal_slots(family) if self.shares_slots else ()
         first = family.members[0]
         dtypes = {key: first.state[key].dtype for key in equal}

@@ -15,6 +15,7 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.plain import holds_its_values, is_plain
+from gradtx.base.torch_names import copy_each_
 from gradtx.execution.execute import Operation
 from gradtx.optim.run import Member
 from gradtx.plans.bundle import entries_of_a_call
@@ -39,11 +40,12 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     """Return a plain tensor over the same memory; if `flat`, a vector whose entries correspond to those of `like`.
 
     Raises:
-        OddTensorError: If the entries have another layout than those of `like`, or their memory has gaps.
+        OddTensorError: If entries share memory; of a vector, also if they have another layout than those of `like`, or
+            their memory has gaps.
     """
     tensor, like = plain(tensor), as_real(like)
     if not flat or (tensor.ndim == 0 and like.ndim > 0):
-        if tensor.is_contiguous() or _is_dense(tensor):
+        if tensor.is_contiguous() or _are_apart(tensor):
             return tensor
         raise OddTensorError
     if tensor.is_contiguous() and like.is_contiguous():
@@ -72,11 +74,14 @@ def put_back(
     columns: Iterable[Iterable[Tensor]], copies: Iterable[Iterable[Tensor]]
 ) -> None:
     """Write into the tensors of columns what programs have written into copies of them."""
-    for column, written in zip(columns, copies, strict=True):
-        for tensor, copy in zip(column, written, strict=True):
-            own = plain(tensor)
-            if not own.is_contiguous():
-                own.copy_(copy)
+    odd: list[Tensor] = []
+    written: list[Tensor] = []
+    for column, of_column in zip(columns, copies, strict=True):
+        for tensor, copy in zip(column, of_column, strict=True):
+            if not local(tensor).is_contiguous():
+                odd.append(plain(tensor))
+                written.append(copy)
+    copy_each_(odd, written)
 
 
 def view_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
@@ -115,6 +120,16 @@ def _is_dense(tensor: Tensor) -> bool:
         if size != 1 and stride != expected:
             return False
         expected *= size
+    return True
+
+
+def _are_apart(tensor: Tensor) -> bool:
+    """Whether no two entries certainly have the same memory, which may have gaps."""
+    span = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < span:
+            return False
+        span += (size - 1) * stride
     return True
 
 
@@ -170,7 +185,8 @@ def part_of(member: Member, equal: bool = False) -> int | None:
     """
     codecs = member.layout.coded_keys.values()
     size = entries_of(member.param)
-    most = entries_of_a_call(local(member.param).device, bool(codecs))
+    param = local(member.param)
+    most = entries_of_a_call(param.device, bool(codecs), param.dtype)
     if size <= most:
         return None
     unit = max((codec.block or codec.packs for codec in codecs), default=1)
