@@ -36,5 +36,5 @@ class ProgramsOfChains(SharedPrograms):
 
     def of_chain(self, tx: Transformation) -> dict[Any, Any]:
         """Return the programs of a chain, shared by chains that differ only in scalars."""
-        structure = tx._structure()
+        structure = tx._once("structure", tx._structure)
         return {} if structure is None else self.of(structure)

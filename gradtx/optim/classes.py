@@ -261,7 +261,7 @@ def _defaults_of(
     """
     defaults = {}
     hyperparameters: set[str] = set()
-    for name, entry in names_in_group(tx._entries()).items():
+    for name, entry in names_in_group(tx, None).items():
         nodes, argument = entry.place
         if not nodes:  # an argument of the alias itself
             defaults[name] = entry.value

@@ -249,7 +249,7 @@ class GroupSettings:
         self.labels = labels
         self.params: list[Tensor] = list(group["params"])
         self.codes: dict[str, str] = {}
-        self.entries = names_in_group(tx._entries(labels))
+        self.entries = names_in_group(tx, labels)
         check_differentiable(group)
         # Whether a link reads a learning rate of this group, or a bound of one.
         self.reads_rate = False
@@ -378,9 +378,14 @@ class GroupSettings:
     def _hyperparameters_of(
         self, values: Values, before: Structure, literals: bool = True
     ) -> Hyperparameters:
-        entries = [
-            entry._replace(value=values[name]) for name, entry in self.entries.items()
-        ]
+        entries = self.entries.items()
+        is_new = literals and not before
+        if is_new and all(values[name] is entry.value for name, entry in entries):
+            return self.tx._once(
+                ("hyperparameters", *self.labels.items()),
+                lambda: Hyperparameters(self.entries.values()),
+            )
+        entries = [entry._replace(value=values[name]) for name, entry in entries]
         return Hyperparameters(entries, before, literals)
 
     # During a step.
@@ -540,7 +545,17 @@ def defaults_of(groups: list[GroupSettings]) -> dict[str, Any]:
     }
 
 
-def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
+def names_in_group(
+    tx: GradientTransformation, labels: Mapping[Any, str] | None
+) -> Mapping[str, Entry]:
+    """Return the hyperparameters of a group with these labels by their names in it."""
+    of_labels = None if labels is None else tuple(labels.items())
+    return tx._once(
+        ("names in group", of_labels), lambda: _names_in_group(tx._entries(labels))
+    )
+
+
+def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Return hyperparameters by their names in a group.
 
     A key that torch's schedulers write is never used as the name of a hyperparameter. A bound of the learning rate
@@ -572,15 +587,11 @@ def in_names_of_branch(
     Returns:
         The name in the branch of each accepted name; None if the branch does not read it.
     """
-    outer = {entry.name: entry for entry in tx._entries(labels, apart=False)}
-    places = {name: entry.place for name, entry in outer.items()}
-    for entry in tx._entries():
-        for name in entry.names:
-            if "." in name:
-                places.setdefault(name, entry.place)
-    entries = names_in_group(tx._entries(labels))
-    names_of_branch = {entry.place: name for name, entry in entries.items()}
-    new_names = {name: names_of_branch.get(place) for name, place in places.items()}
+    entries = names_in_group(tx, labels)
+    outer, of_branch = tx._once(
+        ("names of branch", *labels.items()), lambda: _names_of_branch(tx, labels)
+    )
+    new_names: dict[str, str | None] = dict(of_branch)
     values = {name: group.pop(name) for name in new_names if name in group}
     for name, value in values.items():
         new_name = new_names[name]
@@ -594,6 +605,20 @@ def in_names_of_branch(
             if is_clear:
                 new_names[name] = inner
     return new_names
+
+
+def _names_of_branch(
+    tx: GradientTransformation, labels: Mapping[Any, str]
+) -> tuple[dict[str, Entry], dict[str, str | None]]:
+    """Return the hyperparameters of the whole optimizer, and the name in a branch of each name that is accepted."""
+    outer = {entry.name: entry for entry in tx._entries(labels, apart=False)}
+    places = {name: entry.place for name, entry in outer.items()}
+    for entry in tx._entries():
+        for name in entry.names:
+            if "." in name:
+                places.setdefault(name, entry.place)
+    names = {entry.place: name for name, entry in names_in_group(tx, labels).items()}
+    return outer, {name: names.get(place) for name, place in places.items()}
 
 
 def _of_fallback(

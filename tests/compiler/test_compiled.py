@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.compiler import cpp
+from gradtx.compiler import cpp, kernels
+from gradtx.compiler.cache import SharedPrograms
+from gradtx.plans import bundle
 from tests.compiler.expressions import wrong_operations
 from tests.conformance import after_a_bad_gradient, composed_cases, noise, plain_cases, step_extras, tensors
 from tests.tiers import by_day
@@ -200,8 +202,10 @@ def test_every_kind_of_chain_compiled_equals_eager(name):
 
 @pytest.fixture(name="programs")
 def _programs(monkeypatch):
-    """The texts of all kernels."""
+    """The texts of all kernels; what other tests have left is compiled again."""
     texts, compiled = set(), cpp.compiled
+    monkeypatch.setattr(kernels, "_KERNELS", SharedPrograms())
+    monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
     monkeypatch.setattr(cpp, "compiled", lambda text: texts.add(text) or compiled(text))
     return texts
 
