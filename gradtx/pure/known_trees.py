@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from gradtx.base.forward import Transformation, TreePlan
@@ -20,9 +21,11 @@ class Layouts(list[TreePlan]):
 
     Attributes:
         last: The plan of these that was used last.
+        unrecorded: The chain of a call of which autograd has recorded nothing, and which tensors required gradients.
     """
 
     last: TreePlan | None = None
+    unrecorded: tuple[weakref.ref[Any], list[bool]] | None = None
 
     def __init__(self, recent: Recent[Any, Any]):
         super().__init__()

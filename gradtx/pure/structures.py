@@ -99,6 +99,16 @@ def plain(structure: Any) -> Any:
     return head, None if children is None else tuple(map(plain, children))
 
 
+def count_of(structure: Any) -> int:
+    """Return the number of tensors of a tree."""
+    if structure is None:
+        return 1
+    if structure == "None":
+        return 0
+    keys, children = structure
+    return len(keys) if children is None else sum(map(count_of, children))
+
+
 def is_flat(structure: Any) -> bool:
     """Whether a tree is a dict of tensors, or another container of these, by strings."""
     if structure is None:

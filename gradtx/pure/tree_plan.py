@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ from gradtx.pure.structures import (
     TensorSpec,
     Trees,
     UnsuitableError,
+    count_of,
     counts_of,
     plain,
     tree_of,
@@ -86,8 +88,10 @@ def update(call: UpdateCall) -> Any:
     except TypeError:  # an option that cannot be hashed
         return None
     tensors = trees.present() if trees.absent else trees.tensors
-    if layouts is None or records_gradients(tensors, hyperparameters.tensors):
+    if layouts is None:
         return None
+    if records_gradients(tensors, hyperparameters.tensors):
+        return _recorded(call, trees, known, key)
     # First: torch's comparison ends the process if it meets a sparse tensor.
     if not are_dense(tensors):
         return None
@@ -114,6 +118,35 @@ def update(call: UpdateCall) -> Any:
         known.refuse(key, trees)
         return None
     known.keep(key, plan, trees)
+    return result
+
+
+def _recorded(call: UpdateCall, trees: Trees, known: KnownTrees, key: Any) -> Any:
+    """Return the result of a call that autograd may record; None if the definition is to run.
+
+    Results of rules that read no parameter have no derivative by parameters: where the definition has recorded nothing
+    of such a call, programs run later ones.
+    """
+    flags = [tensor is not None and tensor.requires_grad for tensor in trees.tensors]
+    _, (*others, _) = trees.structure
+    count = sum(map(count_of, others))
+    if any(flags[:count]) or records_gradients((), hyperparameters_of(call.tx).tensors):
+        return None
+    _, scalar_extras, extras, _ = key
+    if scalar_extras != extras:  # a function of the user may need autograd
+        return None
+    # Another chain of this structure may have a decay that is not 0.
+    of_call = weakref.ref(call.tx), flags
+    layouts = known.get(key, NO_LAYOUTS)
+    if layouts.unrecorded == of_call:
+        with torch.no_grad():
+            return update(call)
+    result = _pure.update(call)
+    if not any(tensor.requires_grad for tensor in _tree.tensors(result)):
+        with torch.no_grad():
+            update(call)  # makes a plan
+        if known.get(key):
+            known[key].unrecorded = of_call
     return result
 
 
