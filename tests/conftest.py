@@ -12,6 +12,7 @@ from gradtx.compiler.cache import ProgramsOfChains, SharedPrograms
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
 from gradtx.pure import tree_plan as _tree_plans
+from gradtx.pure.known_trees import SharedTrees
 from tests import tiers
 
 # First of all: torch's autograd takes no device that is registered after its first backward pass, and modules that
@@ -19,7 +20,7 @@ from tests import tiers
 if os.environ.get("GRADTX_GPU") != "cuda":
     import tests.gpu.pretend  # noqa: F401
 
-cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
+cache.MOST = 20_000  # programs: those of a case are recorded once for all of its tests
 
 
 collect_ignore = ["optax_reference.py"]  # a script for another process; `make test` does not install optax
@@ -68,8 +69,8 @@ def forget_programs(monkeypatch):
 
     def forget():
         monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
-        for module in (lists, _tree_plans):
-            monkeypatch.setattr(module, "_SHARED", ProgramsOfChains())
+        monkeypatch.setattr(lists, "_SHARED", ProgramsOfChains())
+        monkeypatch.setattr(_tree_plans, "_SHARED", SharedTrees())
         monkeypatch.setattr(_tree_plans, "_RECORDINGS", ProgramsOfChains())
 
     return forget

@@ -13,3 +13,4 @@ Operation: TypeAlias = Any  # gradtx.execution.execute.Operation
 Run: TypeAlias = Any  # gradtx.execution.runs.Run
 Step: TypeAlias = Any  # gradtx.optim.step.Step
 SpaceRun: TypeAlias = Any  # gradtx.combinators._spaces.SpaceRun
+TreePlan: TypeAlias = Any  # gradtx.pure.tree_plan.TreePlan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import OrderedDict, defaultdict, namedtuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -59,6 +60,39 @@ def flatten_any(tree: Any, what: str) -> Flat:
         return _pytree.tree_unflatten([values[name] for name in names], spec)
 
     return leaves, unflatten
+
+
+class Keys(tuple[Any, ...]):
+    """The keys of a container of any registered type, equal to those of a dict with the same ones.
+
+    Attributes:
+        rebuilt: Returns such a container of other children.
+    """
+
+    rebuilt: Callable[[Iterable[Any]], Any]
+
+
+MAPPINGS = frozenset((OrderedDict, defaultdict))
+
+
+def opened(tree: Any) -> tuple[Keys, list[Any]] | None:
+    """Return the keys and the children of a container whose type is registered; None for anything else."""
+    kind = _pytree._get_node_type(tree)
+    node = _pytree.SUPPORTED_NODES.get(kind)
+    if node is None:
+        return None
+    children, context = node.flatten_fn(tree)
+    if kind in MAPPINGS:  # a shortcut, here and below
+        keys = Keys(tree)
+    elif kind is namedtuple:
+        keys = Keys(tree._fields)
+    elif node.flatten_with_keys_fn is not None:
+        entries, _ = node.flatten_with_keys_fn(tree)
+        keys = Keys(_key(key) for key, _ in entries)
+    else:
+        return None
+    keys.rebuilt = lambda values: node.unflatten_fn(values, context)
+    return keys, children
 
 
 def check_leaf(name: str, leaf: Tensor | None, what: str) -> None:

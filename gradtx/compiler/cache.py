@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import collections
 import threading
+from collections import OrderedDict
 from typing import Any
 
 from gradtx.base.forward import Transformation
 
-MOST = 128  # the number of keys whose programs are cached
+# The programs of one table that are kept. Where rules read shapes, one takes a fifth of a megabyte.
+MOST = 1024
 
 
 class SharedPrograms:
     """The programs of the most recently used keys: structures of chains, or texts of recordings."""
 
     def __init__(self) -> None:
-        self._by_key: collections.OrderedDict[Any, dict[Any, Any]] = (
-            collections.OrderedDict()
-        )
+        self._by_key: OrderedDict[Any, dict[Any, Any]] = OrderedDict()
         self._lock = threading.RLock()
 
     def of(self, key: Any) -> dict[Any, Any]:
@@ -26,8 +25,12 @@ class SharedPrograms:
         with self._lock:
             programs = self._by_key.setdefault(key, {})
             self._by_key.move_to_end(key)
-            if len(self._by_key) > MOST:
-                self._by_key.popitem(last=False)
+            excess = len(self._by_key) + sum(map(len, self._by_key.values())) - MOST
+            while excess > 0 and len(self._by_key) > 1:
+                _, oldest = self._by_key.popitem(last=False)
+                excess -= 1 + len(oldest)
+            while len(programs) > MOST:  # of one key, the first ones go
+                del programs[next(iter(programs))]
         return programs
 
 

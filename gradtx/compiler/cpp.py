@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from gradtx.compiler.cache import MOST
+
 # The instruction sets of torch's own kernels.
 INSTRUCTIONS = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
@@ -88,7 +90,7 @@ def compile_all(sources: Iterable[str]) -> None:
             list(pool.map(outcome, texts))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=MOST)
 def outcome(source: str) -> Callable[[bytes], None] | str:
     """Return the function of a text, or the reason why there is none: a compiler that fails is not asked again."""
     compiler = compiler_or_none()

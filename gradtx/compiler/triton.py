@@ -9,6 +9,7 @@ import linecache
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from gradtx.compiler.cache import MOST
 from gradtx.compiler.write_triton import START
 
 WARPS = 8  # 16 bytes per thread and argument in float32
@@ -40,7 +41,7 @@ def is_importable() -> bool:
     return True
 
 
-@functools.cache
+@functools.lru_cache(maxsize=MOST)
 def compiled(source: str, called: tuple[Any, ...] = ()) -> dict[str, Any]:
     """Return the functions of a kernel's text by name; equal texts share them.
 
@@ -95,7 +96,7 @@ def _launch_together(calls: list[Call]) -> None:
     launch(function, instances, arguments, num_warps=WARPS)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=MOST)
 def shared(functions: tuple[Any, ...]) -> Any:
     """Return a kernel whose first instances run the first function, the next ones the second, ..."""
     names = [f"stop{i}" for i in range(len(functions) - 1)]

@@ -188,7 +188,7 @@ def node_key_of(implicit: Any, structure: Any, are_real: tuple[bool, ...]) -> st
     """Return the key of a node; empty if there is none."""
     torch.compiler.allow_in_graph(_node)
     _, parts = structure
-    size, *sizes = map(_size_of, parts)
+    size, *sizes = map(_trees.count_of, parts)
     if implicit.has_aux or not size:
         return ""  # the solution is not known before the solver has run
     flags = implicit.differentiable(sizes)
@@ -222,16 +222,6 @@ def node_key_of(implicit: Any, structure: Any, are_real: tuple[bool, ...]) -> st
     computation = Computation(key, solved, len(are_real), by, like, pull, push)
     implicit.computations.append(computation)
     return key
-
-
-def _size_of(structure: Any) -> int:
-    """Return the number of tensors of a tree."""
-    if structure is None:
-        return 1
-    if structure == "None":
-        return 0
-    head, children = structure
-    return len(head) if children is None else sum(map(_size_of, children))
 
 
 def _node(key: str, tensors: list[Tensor]) -> list[Tensor]:

@@ -48,8 +48,9 @@ class ListPrograms:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         shapes = tuple(tensor.shape for tensor in tensors)
         of_shapes = self.key, self.variant_of, shapes
-        if of_shapes in self.kept:
-            return self.kept[of_shapes]
+        program = self.kept.get(of_shapes)  # another thread may drop it
+        if program is not None:
+            return program
         size = tensors[0].numel()
         if not self.ignores_sizes or 1 in shapes[0] or not size:
             program = self.kept[of_shapes] = self._recorded(tensors)
@@ -60,7 +61,8 @@ class ListPrograms:
         if len(programs) > 1 and all(x is programs[0] for x in programs):
             return programs[0]
         program = self.kept[of_shapes] = self._recorded(tensors)
-        of_sizes[size] = program
+        if len(of_sizes) < 2:
+            of_sizes[size] = program
         return program
 
     def _recorded(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:

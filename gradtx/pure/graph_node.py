@@ -28,6 +28,7 @@ from gradtx.plans.hyperparameters import ChainOf
 from gradtx.pure import structures as _trees
 from gradtx.pure import tree_plan as _plans
 from gradtx.pure import tree_run as _pure
+from gradtx.pure.known_trees import NO_LAYOUTS
 from gradtx.pure.structures import TensorSpec
 
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
@@ -363,22 +364,22 @@ class UpdateNode(GraphNode):
         tx = call.tx
         of_chain = _plans.hyperparameters_of(tx).structure
         key = (
-            "node",
             trees.structure,
+            "node",
             self._scalar_extras,
             tuple(self._unread),
             of_chain,
         )
-        plans_by_key = _plans.plans_of(tx)
-        for plan in plans_by_key.get(key, ()):
-            if plan.fits(trees):
-                return plan
+        known = _plans.plans_of(tx)
+        plan = known.get(key, NO_LAYOUTS).fitting(trees)
+        if plan is not None:
+            return plan
         trees = trees.with_likely_updates({})
         call = call._replace(updates=trees.updates())
         run, leaves = _pure.begin(call)
         scalars = {name: call.extras[name] for name in self._scalar_extras}
         plan = _plans.TreePlan(call, run, leaves, trees, scalars, function_of)
-        _plans.keep(plan, key, plans_by_key)
+        known.keep(key, plan, trees)
         return plan
 
     def _first(self, arguments: NodeArguments) -> Any:

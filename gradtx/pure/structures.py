@@ -5,6 +5,7 @@ None among updates is absence: which leaves have a gradient may be different in 
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterator, Mapping, Set
 from types import NoneType
@@ -19,7 +20,9 @@ from gradtx.base.plain import TYPES
 from gradtx.state.nested import LEAF_STEPS
 
 NOTHING: frozenset[int] = frozenset()
+SHAPE = operator.attrgetter("shape")
 NDIM, DEVICE_TYPE = operator.attrgetter("ndim"), operator.attrgetter("device.type")
+STRINGS = frozenset((str,))
 ON_HOST = frozenset(("cpu",))
 
 
@@ -27,13 +30,17 @@ class UnsuitableError(Exception):
     """Raised for a call that no plan can run."""
 
 
-def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any:
+def structure_of(
+    tree: Any, tensors: list[Any], types: Set[type] = TYPES, opens: bool = False
+) -> Any:
     """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
 
     Args:
         tree: The tree.
         tensors: Receives its tensors.
         types: Their types.
+        opens: Whether it may be a tensor, and have containers of any registered type, whose structure is that of dicts
+            and rebuilds them.
 
     Raises:
         UnsuitableError: If the tree contains anything else.
@@ -42,36 +49,115 @@ def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any
     values = tree
     if head is dict:
         head, values = tuple(tree), tree.values()
-        # No instruction per tensor: dynamo takes 0.1 ms for each.
-        if frozenset(map(type, values)) <= types:
-            tensors.extend(values)
-            return head, None
+    elif opens and head in types:
+        tensors.append(tree)
+        return None
     elif tree is None:
         return "None"
     elif head is tuple or head is list:
         head = head.__name__  # dynamo has no constants that are types
+    elif opens:
+        head, values = _opened(tree)
     else:
         raise UnsuitableError
+    # No instruction per tensor: dynamo takes 0.1 ms for each.
+    if type(head) is not str and frozenset(map(type, values)) <= types:
+        tensors.extend(values)
+        return head, None
     children: list[Any] = []
     for value in values:
         if type(value) in types:
             tensors.append(value)
             children.append(None)
         else:
-            children.append(structure_of(value, tensors, types))
+            children.append(structure_of(value, tensors, types, opens))
     return head, tuple(children)
 
 
-def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
-    """Return a tree with this structure."""
+def _opened(tree: Any) -> tuple[_tree.Keys, list[Any]]:
+    """Return the keys and the children of a container.
+
+    Raises:
+        UnsuitableError: If there are none, or if the container cannot tell them.
+    """
+    try:
+        container = _tree.opened(tree)
+    except Exception as error:  # of a user's functions, it may be any
+        raise UnsuitableError from error
+    if container is None:
+        raise UnsuitableError
+    return container
+
+
+def plain(structure: Any) -> Any:
+    """Return a structure with dicts in place of other containers, of which it keeps nothing but the keys."""
+    if structure is None or structure == "None":
+        return structure
+    head, children = structure
+    if type(head) is _tree.Keys:
+        head = tuple(head)
+    return head, None if children is None else tuple(map(plain, children))
+
+
+def count_of(structure: Any) -> int:
+    """Return the number of tensors of a tree."""
+    if structure is None:
+        return 1
+    if structure == "None":
+        return 0
+    keys, children = structure
+    return len(keys) if children is None else sum(map(count_of, children))
+
+
+def is_flat(structure: Any) -> bool:
+    """Whether a tree is a dict of tensors, or another container of these, by strings."""
+    if structure is None:
+        return True
+    keys, children = structure
+    return children is None and STRINGS.issuperset(map(type, keys))
+
+
+def have_own_names(structure: Any) -> bool:
+    """Whether no two leaves of a tree have the same dotted name, as "a.b" beside "a" with "b"."""
+    names = names_of(structure)
+    return len(set(names)) == len(names)
+
+
+def names_of(structure: Any, prefix: str = "") -> list[str]:
+    """Return the dotted name of each leaf of a tree, after a prefix."""
+    if structure is None or structure == "None":
+        return [prefix]
+    keys, children = structure
+    if children is None:
+        return [f"{prefix}.{key}" for key in keys]
+    names: list[str] = []
+    if isinstance(keys, str):
+        keys = range(len(children))
+    for key, child in zip(keys, children, strict=True):
+        names += names_of(child, f"{prefix}.{key}")
+    return names
+
+
+def tree_of(structure: Any, leaves: Iterator[Any], opens: bool = False) -> Any:
+    """Return a tree with this structure.
+
+    Args:
+        structure: The structure.
+        leaves: The tensors.
+        opens: Whether it may have other containers than dicts, lists and tuples.
+    """
     if structure is None:
         return next(leaves)
     if structure == "None":
         return None
     kind, children = structure
+    if opens and isinstance(kind, _tree.Keys):
+        if children is None:
+            return kind.rebuilt(list(itertools.islice(leaves, len(kind))))
+        return kind.rebuilt([tree_of(child, leaves, opens) for child in children])
     if children is None:  # a dict of tensors
         return dict(zip(kind, leaves, strict=False))
-    values = [tree_of(child, leaves) for child in children]
+    values = [tree_of(child, leaves, opens) for child in children]
     if kind == "list":
         return values
     if kind == "tuple":
@@ -119,12 +205,14 @@ class Trees(NamedTuple):
         absent: The indices of the latter.
         counts: The counts of leaves that have their own, in order; None if there are none, or all may be taken for
             equal.
+        count_of_updates: How many updates there are, absent ones included.
     """
 
     structure: Any
     tensors: list[Any]
     absent: Set[int]
     counts: list[int] | None
+    count_of_updates: int
 
     @classmethod
     def of(
@@ -143,13 +231,21 @@ class Trees(NamedTuple):
         # Without parameters, nothing tells the shape of an absent leaf: which are absent is part of the structure.
         or_none = types if params is None else types | {NoneType}
         tensors: list[Any] = []
-        _, (of_updates,) = structure_of((updates,), tensors, or_none)
+        of_updates = structure_of(updates, tensors, or_none, opens=True)
         absent = NOTHING
         if NoneType in map(type, tensors):
             absent = frozenset([i for i, x in enumerate(tensors) if x is None])
-        _, others = structure_of((state, params), tensors, types)
-        structure = "tuple", (of_updates, *others)
-        return cls(structure, tensors, absent, counts)
+        count = len(tensors)
+        of_state = structure_of(state, tensors, types)
+        of_params = structure_of(params, tensors, types, opens=True)
+        structure = "tuple", (of_updates, of_state, of_params)
+        return cls(structure, tensors, absent, counts, count)
+
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Return the shapes of parameters and state, or if there are no parameters, of all tensors."""
+        _, (*_, of_params) = self.structure
+        start = 0 if of_params == "None" else self.count_of_updates
+        return tuple(map(SHAPE, self.tensors[start:]))
 
     def present(self) -> list[Tensor]:
         """Return the tensors without those that are absent; this may be the same list."""
@@ -160,7 +256,7 @@ class Trees(NamedTuple):
     def updates(self) -> Any:
         """Return the tree of updates."""
         _, (of_updates, *_) = self.structure
-        return tree_of(of_updates, iter(self.tensors))
+        return tree_of(of_updates, iter(self.tensors), opens=True)
 
     def filled(self, tensors: Mapping[int, Tensor]) -> Trees:
         """Return the trees with these tensors, by their indices, in place of absent updates."""
@@ -179,7 +275,8 @@ class Trees(NamedTuple):
         """
         if not self.absent:
             return self
-        updates, _, params = tree_of(self.structure, iter(range(len(self.tensors))))
+        indices = iter(range(len(self.tensors)))
+        updates, _, params = tree_of(plain(self.structure), indices)
         index_of_param: dict[str, int | None] = _tree.named(params)
         param_of: dict[int, Tensor] = {}
         for name, i in _tree.named(updates).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,11 +35,14 @@ from gradtx.plans.function import Signature
 from gradtx.plans.hyperparameters import ChainOf, Hyperparameters, hyperparameters_of
 from gradtx.plans.plan import Family, LeafKind, Plan, planned, signature_of
 from gradtx.pure import tree_run as _pure
+from gradtx.pure.known_trees import NO_LAYOUTS, KnownTrees, Layouts, SharedTrees
 from gradtx.pure.structures import (
     TensorSpec,
     Trees,
     UnsuitableError,
+    count_of,
     counts_of,
+    plain,
     tree_of,
 )
 from gradtx.pure.tree_bundle import TreeBundle, TreeRow
@@ -51,10 +55,6 @@ from gradtx.pure.tree_run import (
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 from gradtx.state.slots import without_number
-
-# Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors; and the
-# shapes of leaves whose recordings remain.
-MOST_STRUCTURES, MOST_SHAPES, MOST_RECORDINGS = 64, 32, 512
 
 
 def update(call: UpdateCall) -> Any:
@@ -82,25 +82,25 @@ def update(call: UpdateCall) -> Any:
         tuple(extras),
         hyperparameters.structure,
     )
-    plans_by_key = plans_of(tx)
+    known = plans_of(tx)
     try:
-        plans = plans_by_key.setdefault(key, [])
+        layouts = known.get(key, NO_LAYOUTS)
     except TypeError:  # an option that cannot be hashed
         return None
     tensors = trees.present() if trees.absent else trees.tensors
-    if plans is None or records_gradients(tensors, hyperparameters.tensors):
+    if layouts is None:
         return None
+    if records_gradients(tensors, hyperparameters.tensors):
+        return _recorded(call, trees, known, key)
     # First: torch's comparison ends the process if it meets a sparse tensor.
     if not are_dense(tensors):
         return None
-    plan = _plan_for(trees, plans)
+    plan = layouts.fitting(trees)
     is_new = plan is None
     if plan is None:
-        plan = _new_plan(call, trees, scalar_extras, plans)
-    if plan is None:
-        result = _pure.update(call)  # raises an error if the call is invalid
-        plans_by_key[key] = None
-        return result
+        plan = _new_plan(call, trees, scalar_extras, layouts)
+        if plan is None:
+            return _refused(call, trees, known, key)
     values = hyperparameters.values
     if hyperparameters.scheduled:
         values = plan.resolved(values, trees.tensors)
@@ -108,29 +108,53 @@ def update(call: UpdateCall) -> Any:
             return None
     if trees.absent != plan.always_absent and not plan.accepts(trees.absent):
         if is_new:
-            keep(plan, key, plans_by_key)
+            known.keep(key, plan, trees)
         return None
     try:
         if not is_new:
             return plan(call, trees, values, scalar_extras.values())
         result = _first_result(plan, call, trees, values, scalar_extras)
     except UnsuitableError:
-        plans_by_key[key] = None
+        known.refuse(key, trees)
         return None
-    keep(plan, key, plans_by_key)
+    known.keep(key, plan, trees)
     return result
 
 
-def keep(plan: TreePlan, key: Any, plans_by_key: dict[Any, Any]) -> None:
-    """Keep a plan, and drop the oldest plan of its key, or the oldest key, if there are too many."""
-    plans = plans_by_key.setdefault(key, [])
-    if plans is None:  # in another thread, there was none
-        return
-    plans.append(plan)
-    del plans[:-MOST_SHAPES]
-    if len(plans_by_key) > MOST_STRUCTURES:
-        oldest = next(iter(plans_by_key))
-        plans_by_key.pop(oldest, None)  # another thread may have dropped it
+def _recorded(call: UpdateCall, trees: Trees, known: KnownTrees, key: Any) -> Any:
+    """Return the result of a call that autograd may record; None if the definition is to run.
+
+    Results of rules that read no parameter have no derivative by parameters: where the definition has recorded nothing
+    of such a call, programs run later ones.
+    """
+    flags = [tensor is not None and tensor.requires_grad for tensor in trees.tensors]
+    _, (*others, _) = trees.structure
+    count = sum(map(count_of, others))
+    if any(flags[:count]) or records_gradients((), hyperparameters_of(call.tx).tensors):
+        return None
+    _, scalar_extras, extras, _ = key
+    if scalar_extras != extras:  # a function of the user may need autograd
+        return None
+    # Another chain of this structure may have a decay that is not 0.
+    of_call = weakref.ref(call.tx), flags
+    layouts = known.get(key, NO_LAYOUTS)
+    if layouts.unrecorded == of_call:
+        with torch.no_grad():
+            return update(call)
+    result = _pure.update(call)
+    if not any(tensor.requires_grad for tensor in _tree.tensors(result)):
+        with torch.no_grad():
+            update(call)  # makes a plan
+        if known.get(key):
+            known[key].unrecorded = of_call
+    return result
+
+
+def _refused(call: UpdateCall, trees: Trees, known: KnownTrees, key: Any) -> Any:
+    """Return the result of a call for which there is no plan, and note that; raise an error if the call is invalid."""
+    result = _pure.update(call)
+    known.refuse(key, trees)
+    return result
 
 
 def _first_result(
@@ -155,20 +179,11 @@ def _first_result(
         failure = None  # a cycle would keep tensors alive
 
 
-def _plan_for(trees: Trees, plans: list[TreePlan]) -> TreePlan | None:
-    """Return the plan for the trees of a call; None if there is none."""
-    for plan in plans:
-        tensors = plan.completed(trees) if trees.absent else trees.tensors
-        if plan.have_same_layout(*tensors):
-            return plan
-    return next((plan for plan in plans if plan.fits(trees)), None)
-
-
 def _new_plan(
     call: UpdateCall,
     trees: Trees,
     scalar_extras: dict[str, Tensor],
-    plans: list[TreePlan],
+    layouts: Layouts,
 ) -> TreePlan | None:
     """Return a plan for calls like this one; None if there is none, as for an invalid call.
 
@@ -178,10 +193,11 @@ def _new_plan(
     Args:
         call, trees: The call.
         scalar_extras: As in `TreePlan`.
-        plans: Earlier plans for trees of this structure.
+        layouts: Earlier plans for trees of this structure.
     """
     try:
-        alike = (x for x in reversed(plans) if x.differs_in_updates(trees))
+        earlier = reversed(layouts.of_shapes(trees))
+        alike = (plan for plan in earlier if plan.differs_in_updates(trees))
         seen = next((plan.seen for plan in alike), {})
         with torch.no_grad():
             likely = trees.with_likely_updates(seen)
@@ -206,17 +222,9 @@ def _has_lists(state: NestedState) -> bool:
     )
 
 
-_SHARED = ProgramsOfChains()
+_SHARED = SharedTrees()
 # What plans of other structures may record again, which takes most of the time of a new plan.
 _RECORDINGS = ProgramsOfChains()
-
-
-def _recordings_of(tx: Transformation) -> dict[Any, Any]:
-    """Return the recorded programs of leaves of a transformation; see `ListPrograms.kept`."""
-    recordings = _RECORDINGS.of_chain(tx)
-    if len(recordings) > MOST_RECORDINGS:
-        recordings.clear()
-    return recordings
 
 
 @dataclass(frozen=True)
@@ -233,11 +241,8 @@ class VariantOfPhase:
         return self.function_of(*arguments).variant
 
 
-def plans_of(tx: Transformation) -> dict[Any, Any]:
-    """Return the plans of a transformation, which it shares with others that differ only in scalars.
-
-    Plans that hold functions or tensors of the user belong to one transformation, and are freed with it.
-    """
+def plans_of(tx: Transformation) -> KnownTrees:
+    """Return the plans of a transformation."""
     if tx._plan_cache is None:
         tx._set(_plan_cache=_SHARED.of_chain(tx))
     return tx._plan_cache  # type: ignore[return-value]
@@ -334,17 +339,16 @@ class TreePlan(Plan["TreeBundle"]):
         function_of: FunctionOf = list_function_of,
     ):
         self._function_of = function_of
-        self._recordings = _recordings_of(call.tx)
+        self._recordings = _RECORDINGS.of_chain(call.tx)
         self._takes_none = _check_call(call, run, leaves, scalar_extras)
-        kind, (*of_results, of_params) = trees.structure
-        self._new = kind, of_results
+        _, (of_updates, of_state, of_params) = plain(trees.structure)
         indices = iter(range(len(trees.tensors)))
-        updates, state = tree_of(self._new, indices)
+        updates, state = tree_of(of_updates, indices), tree_of(of_state, indices)
         rest = list(indices)
         self._of_results = range(len(trees.tensors) - len(rest))
         params, gradients = map(_tree.named, (tree_of(of_params, iter(rest)), updates))
         self._note_layouts(trees)
-        self._count_of_updates = sum(i is not None for i in gradients.values())
+        self._count_of_updates = trees.count_of_updates
         tensors = self._real(trees.tensors)
         self._increments = Increments.of(run, leaves, gradients, state)
         old = NestedState(state, run.stages)
@@ -630,7 +634,10 @@ class TreePlan(Plan["TreeBundle"]):
             # A slot of a leaf without a gradient, or a stage that no leaf passes through.
             if results[i] is None and i not in trees.absent:
                 results[i] = old[i].clone()
-        updates, state = tree_of(self._new, iter(results))
+        _, (of_updates, of_state, _) = trees.structure
+        leaves = iter(results)
+        updates = tree_of(of_updates, leaves, opens=True)
+        state = tree_of(of_state, leaves)
         increments = self._increments
         if increments.first and (
             increments.differ or trees.absent & increments.trained

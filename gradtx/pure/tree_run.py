@@ -38,6 +38,14 @@ from gradtx.execution.extras import (
     split_extras,
 )
 from gradtx.execution.runs import Run, moved_along
+from gradtx.pure.structures import (
+    SHAPE,
+    UnsuitableError,
+    have_own_names,
+    is_flat,
+    structure_of,
+    tree_of,
+)
 from gradtx.state.nested import (
     LEAF_STEPS,
     NestedState,
@@ -636,10 +644,9 @@ def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool
     )
 
 
-SHAPE, DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
+DTYPE = operator.attrgetter("dtype")
 # Of most weights; those of other dtypes need a closer look.
 USUAL_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
-STRINGS = frozenset((str,))
 
 
 def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
@@ -668,25 +675,34 @@ def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
     return [total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True)]
 
 
-def _are_usual(params: Any, updates: Any) -> bool:
-    """Whether two trees are dicts of plain real tensors that match each other, in the same order."""
-    if type(params) is not dict or type(updates) is not dict:
-        return False
-    names, leaves = list(params), [*params.values(), *updates.values()]
-    return (
-        names == list(updates)
-        and STRINGS.issuperset(map(type, names))
-        and TYPES.issuperset(map(type, leaves))
+def _usual_sums(params: Any, updates: Any) -> Any:
+    """Return the sums of trees of plain real tensors that match each other, in the same order; None for other trees."""
+    weights: list[Tensor] = []
+    steps: list[Tensor] = []
+    try:
+        structure = structure_of(params, weights, opens=True)
+        if structure_of(updates, steps, opens=True) != structure:
+            return None
+    except UnsuitableError:
+        return None
+    leaves = [*weights, *steps]
+    are_usual = (
+        bool(leaves)
         and USUAL_DTYPES.issuperset(map(DTYPE, leaves))
         and are_strided(leaves)
-        and list(map(SHAPE, params.values())) == list(map(SHAPE, updates.values()))
+        and list(map(SHAPE, weights)) == list(map(SHAPE, steps))
+        and (is_flat(structure) or have_own_names(structure))
     )
+    if not are_usual:
+        return None
+    return tree_of(structure, iter(added(weights, steps)), opens=True)
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-    if not torch.compiler.is_dynamo_compiling() and _are_usual(params, updates):
-        sums = added(list(params.values()), list(updates.values()))
-        return dict(zip(params, sums, strict=True))
+    if not torch.compiler.is_dynamo_compiling():
+        result = _usual_sums(params, updates)
+        if result is not None:
+            return result
     by_name, unflatten = _tree.flatten(params, "params")
     steps, _ = _tree.flatten(updates, "updates")
     _tree.check_names(steps, by_name, "updates", "params")

@@ -163,7 +163,7 @@ def warmup_poly_schedule(
     return _risen(step, warmup_steps, init_lr, max_lr, falling)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _table(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
     """Return the starts of the cycles until their length is constant, and the length from the last start on."""
     starts = [0]

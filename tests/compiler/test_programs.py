@@ -12,7 +12,6 @@ import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
 from gradtx.compiler import UnrecordableError, cache, list_function, scalar_operations
-from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.compiler.record import as_written
 from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
@@ -634,7 +633,7 @@ def test_pure_use_in_inference_mode():
 
 
 def test_a_chain_with_another_rate_in_each_step_records_nothing_again(monkeypatch):
-    monkeypatch.setattr(_tree_plans, "_SHARED", ProgramsOfChains())
+    monkeypatch.setattr(_tree_plans, "_SHARED", _tree_plans.SharedTrees())
     made = []
     init = _tree_plans.TreePlan.__init__
     monkeypatch.setattr(_tree_plans.TreePlan, "__init__", lambda *args: made.append(1) or init(*args))

@@ -109,7 +109,7 @@ def test_any_leaves_may_lack_a_gradient_in_any_update(name):
 @pytest.mark.parametrize("counts", ["calls", "leaves"])
 def test_new_patterns_need_no_new_plan(counts, plans, monkeypatch):
     tx = chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw(lr=0.03))
-    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.ProgramsOfChains())
+    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.SharedTrees())
     ran = []
     run = tree_plan.TreePlan.__call__
     monkeypatch.setattr(tree_plan.TreePlan, "__call__", lambda *arguments: ran.append(1) or run(*arguments))
@@ -235,7 +235,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_may_have_another_form_than_parameters(form, plans, monkeypatch):
-    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.ProgramsOfChains())
+    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.SharedTrees())
     shapes = {str(i): (3, 4) for i in range(6)}
     params = {name: x.float() for name, x in noise(0, shapes).items()}
     calls = [

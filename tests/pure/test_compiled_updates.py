@@ -676,7 +676,7 @@ def test_steps_without_some_gradients_are_one_call_and_equal_eager_ones(chain):
 @pytest.mark.parametrize("chain", ["adamw", "sum"])
 def test_graphs_of_all_patterns_of_missing_gradients_share_a_plan_and_its_kernels(chain, monkeypatch):
     tx, params, made, ran = CHAINS[chain](), drawn(0), [], []
-    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.ProgramsOfChains())
+    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.SharedTrees())
     init, run = tree_plan.TreePlan.__init__, KernelFunctionOfRows.run
     monkeypatch.setattr(tree_plan.TreePlan, "__init__", lambda *args: made.append(1) or init(*args))
     monkeypatch.setattr(KernelFunctionOfRows, "run", lambda *args: ran.append(1) or run(*args))

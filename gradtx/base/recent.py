@@ -1,0 +1,56 @@
+"""Values by key, those that were used last: what a process keeps for later calls has a limit."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """Values by key, in the order of their last use."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._size = 0
+        # Another thread must not drop a value before it has moved to the end.
+        self._lock = threading.RLock()
+
+    def get(self, key: K) -> V | None:
+        """Return the value of a key, which then was used last; None if there is none."""
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            value, _ = self._values[key]
+            return value
+
+    def put(
+        self, key: K, value: V, *, size: int = 1, most: int = 128
+    ) -> list[tuple[K, V]]:
+        """Keep a value that is used now; return those that are dropped, with their keys.
+
+        Args:
+            key, value: The value, which is never dropped now, however large it is.
+            size: What it takes, in any unit.
+            most: What all values may take.
+        """
+        dropped: list[tuple[K, V]] = []
+        with self._lock:
+            self.drop(key)
+            self._values[key] = value, size
+            self._size += size
+            while self._size > most and len(self._values) > 1:
+                oldest = next(iter(self._values))
+                dropped.append((oldest, self._values[oldest][0]))
+                self.drop(oldest)
+        return dropped
+
+    def drop(self, key: K) -> None:
+        """Drop the value of a key, if there is one."""
+        with self._lock:
+            _, size = self._values.pop(key, (None, 0))
+            self._size -= size
