@@ -40,7 +40,8 @@ def entries_of_a_call(
 ) -> int:
     """Return the maximum number of entries in the lists of one call, whose parameters may have a dtype of 16 bits."""
     if device.type == "cpu":
-        return CHUNK // OF_HALVES if dtype in HALVES and not has_codes else CHUNK
+        is_half = dtype in HALVES and not has_codes
+        return max(CHUNK // OF_HALVES, 1) if is_half else CHUNK
     return CHUNK_OF_CODES if has_codes else CHUNK_OF_ACCELERATOR
 
 

@@ -1,9 +1,12 @@
 """Elementwise chains process large leaves in parts, without a visible difference."""
 
+import re
+
 import pytest
 import torch
 
 import gradtx
+from gradtx.compiler.cache import SharedPrograms
 from gradtx.plans import bundle as lists
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, saved_and_loaded, values
@@ -133,3 +136,41 @@ def test_a_checkpoint_of_a_large_leaf_is_not_tied_to_the_running_state(small_par
     kept = saved_and_loaded(saved)
     descend(optimizer, params, 2)
     assert_equal(saved, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_leaves_of_16_bits_have_smaller_parts_and_the_same_steps(dtype, parts_of):
+    weights = []
+    for most in (lists.CHUNK, 64):
+        parts_of(most)
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 40).to(dtype))
+        optimizer = gradtx.optim.AdamW([weight], lr=0.1)
+        for step in range(3):
+            weight.grad = torch.linspace(-2, 1, 40).to(dtype) * (step + 1)
+            optimizer.step()
+        weights.append(weight.detach())
+        assert lists.entries_of_a_call(torch.device("cpu"), dtype=dtype) == most // 4
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_lists_convert_an_argument_of_16_bits_once(dtype, monkeypatch):
+    """A weight that is read twice would be converted again by a sum of two dtypes, which torch computes slowly."""
+    sources, original = [], lists.list_function
+
+    def noted(*args, **options):
+        function = original(*args, **options)
+        sources.append(function.source)
+        return function
+
+    monkeypatch.setattr(lists, "list_function", noted)
+    monkeypatch.setattr(lists, "_FUNCTIONS", SharedPrograms())
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 40).to(dtype))
+    optimizer = gradtx.optim.AdamW([weight], lr=0.1, weight_decay=0.125)
+    weight.grad = torch.ones(40, dtype=dtype)
+    optimizer.step()
+    [source] = sources
+    sums = re.findall(r"foreach_add_\((\w+), (\w+)", source)
+    converted = re.findall(r"converted\((leaf\d)", source)
+    assert len(converted) == len(set(converted)) >= 3
+    assert not any("leaf" in operand for pair in sums for operand in pair)
