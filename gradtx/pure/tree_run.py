@@ -462,7 +462,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
 def update(
     call: UpdateCall, observer: Observer | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    _warn_of_long_graph(call.state, call.params)
+    _warn_of_graphs(call.state, call.params)
     try:
         return _update(call, observer)
     except (RuntimeError, IndexError) as error:
@@ -471,23 +471,31 @@ def update(
         raise
 
 
-def _warn_of_long_graph(state: Any, params: Any) -> None:
-    """Warn once in a loop whose parameters require gradients: autograd keeps the graph of all its updates."""
+def _warn_of_graphs(state: Any, params: Any) -> None:
+    """Warn once in a loop whose parameters require gradients: autograd records each update, or keeps all of them."""
     if not torch.is_grad_enabled() or _torch.inside_transform():
         return
     if _torch.is_intercepted() or not isinstance(state, dict):
         return  # make_fx cannot read the count
-    if not any(leaf.grad_fn is not None for leaf in _tree.tensors(params)):
+    recorded = [leaf for leaf in _tree.tensors(params) if leaf.requires_grad]
+    if not recorded:
         return
     count = state.get("step")
     if not isinstance(count, Tensor) or count.device.type != "cpu" or count.ndim:
         return
-    if count.item() == LONG:
-        warn_user(
-            f"update: the graph of {LONG} updates is kept, and each step needs more memory, because the parameters "
-            "require gradients; detach them before the loop: {name: p.detach() for name, p in params.items()}. "
-            "Ignore this warning if you differentiate through training"
-        )
+    if count.item() != LONG:
+        return
+    costs = (
+        f"each of these {LONG} updates was recorded for autograd, one leaf at a time"
+    )
+    remedy = "call update under torch.no_grad(), or "
+    if any(leaf.grad_fn is not None for leaf in recorded):
+        costs = f"the graph of {LONG} updates is kept, and each step needs more memory"
+        remedy = ""
+    warn_user(
+        f"update: {costs}, because the parameters require gradients; {remedy}detach them before the loop: "
+        "{name: p.detach() for name, p in params.items()}. Ignore this warning if you differentiate through training"
+    )
 
 
 def _update(call: UpdateCall, observer: Observer | None) -> tuple[Any, dict[str, Any]]:

@@ -91,3 +91,24 @@ def test_an_update_under_no_grad_has_the_bits_of_detached_weights(definitions):
     with torch.no_grad():
         assert_equal(tx.update(grads, state, params), expected)
     assert not definitions
+
+
+def train(tx, params, steps=110):
+    state = tx.init(params)
+    for step in range(steps):
+        updates, state = tx.update(noise(step, SHAPES, torch.float32), state, params)
+        for name, param in params.items():
+            param.data.add_(updates[name].detach())
+        state = torch.utils._pytree.tree_map(torch.Tensor.detach, state)
+
+
+def test_a_long_loop_that_records_each_update_says_once_what_that_costs():
+    with pytest.warns(UserWarning, match=r"was recorded for autograd.*torch\.no_grad") as caught:
+        train(gradtx.adamw(), weights())
+    assert len(caught) == 1
+
+
+def test_a_long_loop_without_recording_warns_of_nothing(recwarn):
+    with torch.no_grad():
+        train(gradtx.adamw(), weights())
+    assert not recwarn.list
