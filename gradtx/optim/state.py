@@ -167,9 +167,7 @@ class States:
             for param in settings.params
             if outline.first_state(param) is None and not self.of(param)
         ]
-        if not self.are_divided(params):
-            params = _one_of_each_kind(params, members)
-            # Otherwise each parameter is assigned to an owner.
+        if not self.are_divided(params):  # otherwise each is assigned to an owner
             params = _one_of_each_kind(params, members)
         try:
             self.first(settings, params, members, without_memory)
