@@ -38,8 +38,8 @@ class OwnMemory:
 
     def unshared(self, tensor: Tensor, excluded: Container[Any] = ()) -> Tensor:
         """Return the tensor unchanged, or a copy if its memory is taken, is listed in `excluded`, or holds more."""
-        key = memory_of(tensor)
-        if key in self._taken or key in excluded or not fills_memory(tensor):
+        key, fills_memory = _memory_and_use(tensor)
+        if key in self._taken or key in excluded or not fills_memory:
             tensor = tensor.clone()
             key = memory_of(tensor)
         self._taken[key] = True
@@ -48,19 +48,24 @@ class OwnMemory:
 
 def memory_of(tensor: Tensor) -> Any:
     """Return a key for a tensor's memory, also inside vmap and grad; while dynamo traces, the tensor or its base."""
+    return _memory_and_use(tensor)[0]
+
+
+def _memory_and_use(tensor: Tensor) -> tuple[Any, bool]:
+    """Return the key of a tensor's memory, and whether the tensor has all its entries, each once.
+
+    A slice has not, nor has what `expand` returns.
+    """
     if torch.compiler.is_compiling():
         base = _torch.base_of(tensor)
-        return tensor if base is None else base
-    return _torch.storage_id(local(tensor))
-
-
-def fills_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has all entries of its memory, each once: unlike a slice, or what `expand` returns."""
-    if torch.compiler.is_compiling():
-        return True
+        return tensor if base is None else base, True
     tensor = _torch.below_transforms(local(tensor))
+    try:
+        storage = tensor.untyped_storage()
+    except NotImplementedError:  # of a transform that cannot be unwrapped
+        return id(tensor), True
     # Other classes manage their memory themselves.
-    return not is_plain(tensor) or tensor.untyped_storage().nbytes() == tensor.nbytes
+    return storage._cdata, not is_plain(tensor) or storage.nbytes() == tensor.nbytes
 
 
 class LateTerm(NamedTuple):
