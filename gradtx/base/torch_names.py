@@ -389,8 +389,9 @@ def added_lists(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
 
 
 def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each source into its target."""
-    torch._foreach_copy_(targets, sources)
+    """Copy each source into its target; there may be none."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def count_up_(targets: list[Tensor]) -> None:

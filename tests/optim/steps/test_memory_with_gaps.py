@@ -95,3 +95,22 @@ def test_leaves_whose_entries_share_memory_run_alone():
     weight.grad = torch.zeros(3, 4)
     optimizer.step()
     assert {item.way for item in optimizer.explain()}.isdisjoint({"lists", "kernels"})
+
+
+@each("compile", [False, True])
+@each("of_absent", ["slice", "transposed"])
+def test_a_step_in_which_only_weights_in_order_have_gradients_equals_that_of_these_alone(of_absent, compile):
+    results = []
+    for memory in (of_absent, "in order"):
+        generator = torch.Generator().manual_seed(0)
+        odd = torch.nn.Parameter(MEMORY[memory](generator))
+        generator = torch.Generator().manual_seed(1)
+        usual = torch.nn.Parameter(_in_order(generator))
+        # Its trust ratio looks at whole leaves.
+        optimizer = gradtx.optim.Lamb([odd, usual], lr=0.1, compile=compile)
+        for step in range(4):
+            odd.grad = None if step % 2 else torch.ones_like(odd)
+            usual.grad = _in_order(generator)
+            optimizer.step()
+        results.append(usual.detach())
+    assert torch.equal(*results)
