@@ -14,6 +14,7 @@ import torch
 
 import gradtx
 
+# Not those of `rows`, which sets the allocator to keep freed memory.
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "default": lambda params: gradtx.optim.AdamW(params),
     "compiled": lambda params: gradtx.optim.AdamW(params, compile=True),
@@ -31,7 +32,7 @@ def resident(name: str) -> int:
 
 def peak_of(call: Callable[[], object]) -> int:
     """Return how much memory a call needs at its peak beyond what was there before."""
-    CLEAR.write_text("5")  # the peak begins anew
+    CLEAR.write_text("5")  # reset the peak
     before = resident("VmRSS")
     call()
     return resident("VmHWM") - before

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from common import SEED, Shapes
+from common import SEED, Shapes, seconds
 from rows import (
     LINEAR,
     Comparison,
     Contestant,
     Contestants,
     Row,
-    seconds,
     timed,
 )  # first
 from torch import Tensor

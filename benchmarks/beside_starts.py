@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import SEED, Shapes
+from common import SEED, Shapes, seconds
 from rows import (
     ADAMW,
     SMALL,
@@ -18,7 +18,6 @@ from rows import (
     Make,
     Row,
     each,
-    seconds,
     timed,
     weights,
 )  # first

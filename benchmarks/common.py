@@ -83,6 +83,13 @@ def interleaved(
     return times
 
 
+def seconds(call: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def ratio(times: list[float], reference: list[float]) -> float:
     """Return the median over rounds of the ratio of the time to the reference's time in the same round."""
     return statistics.median(

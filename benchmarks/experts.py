@@ -18,13 +18,12 @@ import importlib.util
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import SEED, Shapes, machine, ratio
+from common import SEED, Shapes, machine, ratio, seconds
 from tqdm import tqdm
 
 import gradtx
@@ -263,12 +262,6 @@ OF_MODELS = ("switch", "switch_later", "layerdrop")
 
 
 # Steps
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def take(params: list[torch.nn.Parameter], gradients: Gradients) -> None:

@@ -6,13 +6,12 @@ Import this module first, as it imports `common`.
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from common import SEED, Shapes  # first, because it sets the allocator
+from common import SEED, Shapes, seconds  # first, because it sets the allocator
 from torch.nn import Parameter
 from tqdm import tqdm
 
@@ -92,23 +91,9 @@ def weights(shapes: Shapes, dtype: torch.dtype = torch.float32) -> Params:
     return params
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def timed(
-    call: Callable[[], object], before: Callable[[], object] | None = None
-) -> Contestant:
-    """Return a contestant that measures a call; `before` prepares each one, unmeasured."""
-
-    def measure() -> float:
-        if before is not None:
-            before()
-        return seconds(call)
-
-    return measure
+def timed(call: Callable[[], object]) -> Contestant:
+    """Return a contestant that measures a call."""
+    return lambda: seconds(call)
 
 
 def times_of(row: Row, extent: Extent) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import Shapes, interleaved, machine, parameters
+from common import Shapes, interleaved, machine, parameters, seconds
 
 import gradtx
 
@@ -25,12 +25,6 @@ SHAPES: dict[str, Shapes] = {
     "1 of 2^24": [(4096, 4096)],
 }
 ROUNDS = 10
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def pure_step(params: list[torch.Tensor]) -> Callable[[], object]:

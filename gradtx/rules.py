@@ -869,9 +869,10 @@ def _constants_of_schedules(name: str, value: Any) -> Any:
     constants: list[Any] = [name]
     for i, item in enumerate(items_of(value)):
         if isinstance(item, Schedule):
-            constants.append((i, item.constants()))
-            if item.constants() is None:
+            of_item = item.constants()
+            if of_item is None:
                 return None
+            constants.append((i, of_item))
     return tuple(constants)
 
 

@@ -44,6 +44,11 @@ def holds_its_values(tensor: Tensor) -> bool:
     return bool(has_memory) and not (tensor.is_neg() or tensor.is_conj())
 
 
+def has_own_values(tensor: Tensor) -> bool:
+    """Whether a tensor is plain, and its memory holds its values."""
+    return is_plain(tensor) and holds_its_values(tensor)
+
+
 def is_usual(tensor: Any) -> bool:
     """Whether the memory of a tensor is its flat alias: it is plain, real and contiguous, and holds its values."""
     return (

@@ -30,6 +30,7 @@ from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import OwnMemory, Place, memory_of
 from gradtx.optim.groups import GroupSettings
+from gradtx.optim.outline import FirstState
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, divided_keys, states_of_owners
 from gradtx.optim.run import (
@@ -198,16 +199,28 @@ class States:
         ]
         if not params:
             return {}
+        known = self._known(
+            settings, params, lambda first, param: first.of(param, shown(param))
+        )
+        others = [param for param in params if param not in known]
+        if others:
+            known |= self._computed(settings, others, members, shown)
+        return {param: known[param] for param in params}
+
+    def _known(
+        self,
+        settings: GroupSettings,
+        params: Iterable[Tensor],
+        made: Callable[[FirstState, Tensor], tuple[Layout, State, Kinds]],
+    ) -> dict[Tensor, Initial]:
+        """Return the first states that are known of the chain's structure, as `made` makes them."""
         outline = self.members.outline(settings)
         known: dict[Tensor, Initial] = {}
         for param in params:
             first_state = outline.first_state(param)
             if first_state is not None:
-                known[param] = Initial(*first_state.of(param, shown(param)))
-        others = [param for param in params if param not in known]
-        if others:
-            known |= self._computed(settings, others, members, shown)
-        return {param: known[param] for param in params}
+                known[param] = Initial(*made(first_state, param))
+        return known
 
     def _computed(
         self,
@@ -339,12 +352,8 @@ class States:
         self, settings: GroupSettings, params: Iterable[Tensor]
     ) -> tuple[dict[Tensor, Initial], set[Tensor]]:
         """Return first states whose slots have no memory, and the parameters whose slots all start at zero."""
-        outline = self.members.outline(settings)
-        known: dict[Tensor, Initial] = {}
-        for param in params:
-            first_state = outline.first_state(param)
-            if first_state is not None:
-                known[param] = Initial(*first_state.without_memory())
+        params = list(params)
+        known = self._known(settings, params, lambda first, _: first.without_memory())
         others = [param for param in params if param not in known]
         if not others:
             return known, set(known)

@@ -128,7 +128,7 @@ class SharedTrees:
 
         Plans that hold functions or tensors of the user belong to one transformation, and are freed with it.
         """
-        structure = tx._structure()
+        structure = tx._once("structure", tx._structure)
         if structure is None:
             return KnownTrees(Recent())
         kept = self._of_chains.get(structure)

@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
-from gradtx.base.plain import holds_its_values, is_plain, is_usual
+from gradtx.base.plain import has_own_values, is_usual
 from gradtx.base.torch_names import NEVER_CAPTURED, is_captured
 from gradtx.compiler import cpp
 from gradtx.compiler.constants import Constants, skeleton_of
@@ -325,7 +325,7 @@ class KernelBundle(MemberBundle):
             return [tensor.data_ptr() for tensor in ordered]
         if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
-        if self._are_usual and all(map(_has_own_values, column)):
+        if self._are_usual and all(map(has_own_values, column)):
             views = list(map(Tensor.contiguous, column))
         else:
             views = [view_or_copy(tensor, param, True) for tensor, param in pairs]
@@ -407,10 +407,6 @@ def engine_for(compile: Any) -> Engine:
             f"compile: this {type(compile).__name__} belongs to another optimizer; create one for each"
         )
     return compile
-
-
-def _has_own_values(tensor: Tensor) -> bool:
-    return is_plain(tensor) and holds_its_values(tensor)
 
 
 class KernelEngine(ListEngine):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import MemoryGuard, is_sharded
-from gradtx.base.plain import holds_its_values, is_plain
+from gradtx.base.plain import has_own_values
 from gradtx.optim.engine.overlap import extent_of, have_overlap
 from gradtx.optim.run import GRAD, STATE, Member, TensorKind, stand_in
 from gradtx.optim.step import Step
@@ -271,9 +271,7 @@ class StepPlan(Plan[Any]):
 
 def _is_usual_slot(tensor: Any) -> bool:
     """Whether a plan may have been made with a tensor like this one, as far as its layout does not say it."""
-    return isinstance(tensor, Tensor) and (
-        is_sharded(tensor) or (is_plain(tensor) and holds_its_values(tensor))
-    )
+    return isinstance(tensor, Tensor) and (is_sharded(tensor) or has_own_values(tensor))
 
 
 def fingerprint_of(
