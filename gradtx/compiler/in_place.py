@@ -76,6 +76,27 @@ def convert_late(conversions: Iterable[Node], needs: Liveness) -> None:
             first.prepend(conversion)
 
 
+def copy_early(graph: Graph) -> None:
+    """Copy what an argument holds in another dtype there as soon as it is computed.
+
+    Operations that read the value later may then write into its memory.
+    """
+    barrier: list[Node] = []  # whose exceptions must leave arguments unchanged
+    for copy in list(graph.nodes):
+        if copy.target in FAILING or copy.meta.get("opaque"):
+            barrier = [copy]
+        if copy.target is not aten.copy_.default:
+            continue
+        argument, source, *_ = args_of(copy)
+        if not is_list(source) or source.op != "call_function" or may_alias(source):
+            continue
+        others = [user for user in argument.users if user is not copy]
+        if dtype_of(source) == dtype_of(argument) or any(map(may_alias, others)):
+            continue
+        earlier = [user for user in others if user < copy]
+        max([source, *earlier, *barrier]).append(copy)
+
+
 def _converts_alike(user: Node, conversion: Node, needs: Liveness) -> bool:
     """Whether an operation on entries converts an operand as another operation does that has run in the same cases."""
     if not is_pointwise(user.target) or _torch.writes(user.target):
@@ -151,6 +172,34 @@ class MemoryPlan:
                     if max(uses) == self._at[node]:
                         freed[item] = None
         return list(freed)
+
+    def places(self, nodes: Iterable[Node], results: Iterable[Any]) -> dict[Node, int]:
+        """Return a place for the memory of each of these nodes, in order, which others take once nothing reads it.
+
+        Args:
+            nodes: Nodes with memory of their own.
+            results: What the graph returns, whose memory has no place.
+        """
+        returned = {
+            root for item in filter(is_list, results) for root in self.roots(item)
+        }
+        last_use = dict.fromkeys(nodes, 0)
+        for node in self._nodes:
+            for root in self.roots(node).keys() & last_use.keys():
+                last_use[root] = max(last_use[root], self.last_use.get(node, 0))
+        places: dict[Node, int] = {}
+        holders: list[Node] = []  # the latest node of each place
+        for node in last_use:
+            if node in returned:
+                continue
+            free = (
+                place
+                for place, holder in enumerate(holders)
+                if last_use[holder] < self._at[node] and same_meta(holder, node)
+            )
+            place = places[node] = next(free, len(holders))
+            holders[place : place + 1] = [node]
+        return places
 
     def _roots_of(self, node: Node) -> dict[Node, Case]:
         """Return the nodes whose memory a node may share, each with its case; itself if it has its own memory."""

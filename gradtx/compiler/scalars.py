@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,16 +23,20 @@ class ScalarFunction:
     Args:
         lowered: The lowered graph.
         text: Writes its operations; knows which scalars the graph needs as 0-d tensors as well.
+        more: What the function returns beside them: the code of each value by its name.
 
     Attributes:
         names: The names of the scalars that the rest of the graph reads, in the order of the result, then those of
-            the tensors.
+            the tensors, and of the other values.
         text: The code of the function.
     """
 
-    def __init__(self, lowered: LoweredGraph, text: Text):
+    def __init__(
+        self, lowered: LoweredGraph, text: Text, more: Mapping[str, str] | None = None
+    ):
+        more = more or {}
         self.names = [node.name for node in lowered.scalars()]
-        self.names += text.tensors.values()
+        self.names += [*text.tensors.values(), *more]
         self._namespace = text.namespace
         scalars = [node for node in lowered.nodes if is_scalar(node)]
         calls = [node for node in scalars if node.op == "call_function"]
@@ -47,6 +51,7 @@ class ScalarFunction:
                 if scalar is node:
                     lines += text.as_tensor_lines(name, node, dtype)
         lines = [*self._head("scalars"), *self._lines_of(self._lines)]
+        lines += [f"{name} = {value}" for name, value in more.items()]
         lines.append(f"return {tuple_of(self.names)}")
         self.text = function_text("prepare(scalars)", lines)
 

@@ -26,7 +26,7 @@ from gradtx.compiler.graph import (
     is_scalar,
     operator_name,
 )
-from gradtx.compiler.in_place import MemoryPlan, compute_late, convert_late
+from gradtx.compiler.in_place import MemoryPlan, compute_late, convert_late, copy_early
 from gradtx.compiler.liveness import ALWAYS, Case, text_of
 from gradtx.compiler.lower import LoweredGraph, lower
 from gradtx.compiler.record import Recording
@@ -68,6 +68,9 @@ FEW = 4
 LERPS_BY_LEAF = "ScalarList" in aten._foreach_lerp.overloads()
 # In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
 EXACT_SCALARS = frozenset((torch.float32, torch.float64))
+
+# The most entries of leaves whose temporaries a call leaves to the next one.
+KEPT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class _Writer(Text):
         if conversions and not batches.batches_on(device):
             # Where temporaries are to stay in a cache.
             convert_late(conversions, lowered.needs)
+            copy_early(lowered.graph)
         self._nodes = lowered.nodes
         self._needs = lowered.needs
         # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which
@@ -169,6 +173,11 @@ class _Writer(Text):
                 self._batches.update(dict.fromkeys(batch, batch))
         self._memory = MemoryPlan(lowered.graph, self._can_write_in_place, self._needs)
         self._operands = self._memory.operand
+        # Where the results of conversions stay, to be overwritten by those of the next call.
+        self._places: dict[Node, int] = {}
+        if not self._of_sets and not batches.batches_on(device):
+            conversions = list(filter(is_conversion, self._nodes))
+            self._places = self._memory.places(conversions, lowered.results)
 
     # Scalars that differ between leaves.
 
@@ -272,7 +281,8 @@ class _Writer(Text):
     def function(self) -> ListFunction:
         body = self._run()  # first, because it determines which scalars must be tensors
         self._is_in_run = False
-        scalars = ScalarFunction(self._lowered, self)
+        places = {"places": "{}"} if self._places else None
+        scalars = ScalarFunction(self._lowered, self, places)
         if self._of_sets:
             return self._by_leaf_function(scalars, body)
         head = f"{tuple_of(scalars.names)} = prepared"
@@ -355,9 +365,7 @@ class _Writer(Text):
 
     def _write(self, node: Node) -> None:
         if is_conversion(node):
-            tensors, dtype = node.args[0], node.kwargs["dtype"]
-            text = f"converted({self.text(tensors)}, {self.text(dtype)})"
-            self._assign(node, text)
+            self._assign(node, self._conversion_of(node))
             return
         if self._tests_for_zero(node):
             # In a tenth of the time of a comparison, which torch does not vectorize.
@@ -380,6 +388,13 @@ class _Writer(Text):
             return
         self._lines.append(f"{self._on_lists(f'{name}_')}({', '.join(operands)})")
         self._assign(node, self.text(target))
+
+    def _conversion_of(self, node: Node) -> str:
+        """Return the code of a conversion to another dtype."""
+        operands = f"{self.text(node.args[0])}, {self.text(node.kwargs['dtype'])}"
+        if node in self._places:
+            operands += f", places, {self._places[node]}"
+        return f"converted({operands})"
 
     def _tests_for_zero(self, node: Node) -> bool:
         """Whether an operation on a CPU asks which entries are not zero; those that are not a number are not."""
@@ -634,11 +649,28 @@ def _cloned(text: str, cases: Sequence[Case]) -> str:
     return f"{copied} if {conditions} else {text}"
 
 
-def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Convert tensors to another dtype with one list operation, which takes half as long as one call per tensor."""
-    results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+def _converted(
+    tensors: list[Tensor],
+    dtype: torch.dtype,
+    places: dict[int, list[Tensor]] | None = None,
+    place: int = 0,
+) -> list[Tensor]:
+    """Convert tensors to another dtype with one list operation, which takes half as long as one call per tensor.
+
+    They are converted in the memory that the last call has left at a place, if there are places and it has their
+    layouts.
+    """
+    results: list[Tensor] = places.get(place, []) if places else []
+    if list(map(_layout, results)) != list(map(_layout, tensors)):
+        results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+        if places is not None and tensors[0].numel() <= KEPT:
+            places[place] = results
     _torch.copy_each_(results, tensors)
     return results
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride()
 
 
 def _norm_of_many(x: Tensor) -> Tensor:

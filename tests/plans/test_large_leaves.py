@@ -153,18 +153,24 @@ def test_leaves_of_16_bits_have_smaller_parts_and_the_same_steps(dtype, parts_of
     assert torch.equal(*weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_lists_convert_an_argument_of_16_bits_once(dtype, monkeypatch):
-    """A weight that is read twice would be converted again by a sum of two dtypes, which torch computes slowly."""
-    sources, original = [], lists.list_function
+@pytest.fixture
+def sources(monkeypatch):
+    """The texts of the programs that a test writes."""
+    texts, original = [], lists.list_function
 
     def noted(*args, **options):
         function = original(*args, **options)
-        sources.append(function.source)
+        texts.append(function.source)
         return function
 
     monkeypatch.setattr(lists, "list_function", noted)
     monkeypatch.setattr(lists, "_FUNCTIONS", SharedPrograms())
+    return texts
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_lists_convert_an_argument_of_16_bits_once(dtype, sources):
+    """A weight that is read twice would be converted again by a sum of two dtypes, which torch computes slowly."""
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 40).to(dtype))
     optimizer = gradtx.optim.AdamW([weight], lr=0.1, weight_decay=0.125)
     weight.grad = torch.ones(40, dtype=dtype)
@@ -174,3 +180,54 @@ def test_lists_convert_an_argument_of_16_bits_once(dtype, monkeypatch):
     converted = re.findall(r"converted\((leaf\d)", source)
     assert len(converted) == len(set(converted)) >= 3
     assert not any("leaf" in operand for pair in sums for operand in pair)
+
+
+def test_moments_of_16_bits_are_written_before_their_roots_so_that_these_need_no_memory(sources):
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 40).to(torch.bfloat16))
+    optimizer = gradtx.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    [source] = sources
+    assert "foreach_sqrt_(" in source
+    assert source.index("foreach_copy_(leaf2") < source.index("foreach_sqrt_(")
+
+
+def test_parts_of_a_leaf_share_one_copy_of_its_transposed_gradient(parts_of):
+    """Copied for each of its parts, a gradient would take a time that grows with the square of its size."""
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 64).view(8, 8))
+    optimizer, reference = gradtx.optim.AdamW([weight]), torch.nn.Parameter(weight.detach().clone())
+    by_torch = torch.optim.AdamW([reference])
+    parts_of(8)
+    for step in range(3):
+        reference.grad = torch.linspace(-1, 2, 64).view(8, 8).t() * (step + 1)
+        weight.grad = reference.grad
+        by_torch.step()
+        if not step:
+            optimizer.step()
+            continue
+        with torch.profiler.profile(record_shapes=True) as profile:
+            optimizer.step()
+        copies = [
+            event for event in profile.events() if event.name == "aten::copy_" and event.input_shapes[0] == [8, 8]
+        ]
+        assert len(copies) <= 1
+    assert_close([weight], [reference], 1e-6)
+
+
+def test_calls_of_other_sizes_convert_into_memory_of_their_own(parts_of):
+    parts_of(8)
+    weights, references = [], []
+    for size in (20, 8, 3, 17, 20):
+        values = torch.linspace(-1, 1, size).to(torch.bfloat16)
+        weights.append(torch.nn.Parameter(values.clone()))
+        references.append(torch.nn.Parameter(values.clone()))
+    together = gradtx.optim.AdamW(weights, lr=0.1)
+    alone = [gradtx.optim.AdamW([reference], lr=0.1) for reference in references]
+    for _ in range(3):
+        for weight, reference in zip(weights, references, strict=True):
+            weight.grad = weight.detach().square()
+            reference.grad = weight.grad.clone()
+        together.step()
+        for optimizer in alone:
+            optimizer.step()
+    assert_equal(weights, references)

@@ -302,6 +302,8 @@ class Columns:
         # Whether programs run on copies, since some are transposed, ...; and what they are copies of.
         self._needs_order = signature.ordered and not are_in_order(self._columns)
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
+        # What parts are read from, by gradient or extra, until its last part has been read.
+        self._divided: dict[Tensor, Tensor] = {}
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
@@ -320,6 +322,7 @@ class Columns:
 
     def locate(self) -> None:
         """Find the memory of the tensors that programs write."""
+        self._divided = {}  # a step that failed may have left some
         for i, tensors in enumerate(self._written):
             column = list(map(Tensor.data_ptr, self._columns[i]))
             if not column or column != list(map(Tensor.data_ptr, tensors)):
@@ -386,9 +389,15 @@ class Columns:
     def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
         """Return a read-only tensor with the parameter's layout."""
         member, window = piece
-        view = view_or_copy(tensor, member.param, window is not None)
         if window is None:
+            view = view_or_copy(tensor, member.param, False)
             return in_order(view) if self._needs_order else view
+        divided = self._divided
+        view = divided.get(tensor)
+        if view is None:
+            view = divided[tensor] = view_or_copy(tensor, member.param, True)
+        if window.stop == view.numel():
+            del divided[tensor]
         return view[window]
 
 
