@@ -33,6 +33,14 @@ from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarFunction
 from gradtx.compiler.simplify import ROW, is_conversion
 from gradtx.compiler.spread import Spread
+from gradtx.compiler.stacked import (
+    can_be_stacked,
+    promoted,
+    stacked,
+    unstacked,
+    write_back,
+    written,
+)
 from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 
@@ -156,6 +164,10 @@ class _Writer(Text):
         self.namespace.update(
             converted=_converted,
             filled=_filled,
+            promoted=promoted,
+            stacked=stacked,
+            unstacked=unstacked,
+            write_back=write_back,
             norm=torch.linalg.vector_norm,
             norm_of_many=_norm_of_many,
             batched=batches.batched,
@@ -173,11 +185,22 @@ class _Writer(Text):
                 self._batches.update(dict.fromkeys(batch, batch))
         self._memory = MemoryPlan(lowered.graph, self._can_write_in_place, self._needs)
         self._operands = self._memory.operand
+        self._is_stacked = self._can_be_stacked()
         # Where the results of conversions stay, to be overwritten by those of the next call.
         self._places: dict[Node, int] = {}
         if not self._of_sets and not batches.batches_on(device):
             conversions = list(filter(is_conversion, self._nodes))
             self._places = self._memory.places(conversions, lowered.results)
+
+    def _can_be_stacked(self) -> bool:
+        """Whether leaves of no dimension may be the entries of vectors, with the same results."""
+        if self._of_sets or batches.batches_on(self.device):
+            return False
+        return can_be_stacked(self._lowered) and all(
+            self._foreach_call(node) is not None
+            for node in self._nodes
+            if node.op == "call_function" and is_list(node) and not is_conversion(node)
+        )
 
     # Scalars that differ between leaves.
 
@@ -298,6 +321,8 @@ class _Writer(Text):
         leaves = [node.name for node in self._lowered.leaves]
         if leaves:
             self._lines.append(f"{tuple_of(leaves)} = columns")
+        if self._is_stacked:
+            self._lines += [f"of_{x}, {x} = {x}, stacked({x})" for x in leaves]
         calls = [node for node in self._nodes if node.op == "call_function"]
         for node in calls:
             if not is_list(node) and not is_scalar(node):
@@ -308,6 +333,9 @@ class _Writer(Text):
                     self._write_conditionally(node)
             elif node is self._batches[node][0]:
                 self._write_batch(self._batches[node])
+        if self._is_stacked:
+            names = [leaf.name for leaf in written(self._lowered.leaves)]
+            self._lines += [f"write_back(of_{x}, {x})" for x in names]
         results = ", ".join(self._results())
         return [*self._lines, f"return [{results}]"]
 
@@ -324,6 +352,8 @@ class _Writer(Text):
                     if root in taken or _is_part(result, root):
                         cases.append(case)
                 text = _cloned(text, cases)
+                if self._is_stacked:
+                    text = f"unstacked({text})"
                 taken |= roots.keys()
             elif not is_scalar(result):
                 text = f"{text}.clone()"
@@ -376,6 +406,8 @@ class _Writer(Text):
             self._assign(node, self._loop_over_leaves(node))
             return
         name, *operands = foreach_call
+        if self._is_stacked and node.target is not aten.copy_.default:
+            operands = self._promoted(node, operands)
         if name == "norm" and not batches.batches_on(self.device):
             norm = f"norm_of_many(x) if x.numel() > {ROW} else norm(x)"
             self._assign(node, f"[{norm} for x in {operands[0]}]")
@@ -395,6 +427,14 @@ class _Writer(Text):
         if node in self._places:
             operands += f", places, {self._places[node]}"
         return f"converted({operands})"
+
+    def _promoted(self, node: Node, operands: list[str]) -> list[str]:
+        """Return operands, the first of which has the dtype of the result, as it would have it without a dimension."""
+        first, *others = operands
+        arguments = filter(is_list, node.all_input_nodes)
+        if node in self._operands or {dtype_of(node)} == set(map(dtype_of, arguments)):
+            return operands
+        return [f"promoted({first}, {self.text(dtype_of(node))})", *others]
 
     def _tests_for_zero(self, node: Node) -> bool:
         """Whether an operation on a CPU asks which entries are not zero; those that are not a number are not."""
@@ -485,7 +525,12 @@ class _Writer(Text):
         options: dict[str, Any] = {}
         dtype = dtype_of(first)
         if dtype_of(node) != dtype:
-            return None
+            # A scalar has the dtype of the result where leaves have no dimension.
+            if name not in ON_TENSORS or batches.batches_on(self.device):
+                return None
+            dtype = dtype_of(node)
+            if not isinstance(second, Node) or dtype_of(second) != dtype:
+                return None
         is_better = self._is_better_as_tensor(second, dtype)
         if name in ON_TENSORS and (is_better or is_on_device(second)):
             # In the dtype of the list, as GPUs need it to compute all at once.
