@@ -4,6 +4,7 @@
 - `graph` says what the nodes of a recording are.
 - `fuse` joins operations for which torch has a single one, such as a product that is added.
 - `in_place` decides which operation may write into the memory of an operand.
+- `stacked` says where leaves of no dimension may be the entries of vectors.
 - `lower` runs all passes: a recording becomes a `LoweredGraph`, from which every back end writes its code. `scalars`
   has the function of its scalars, in Python (`scalar_operations`).
 - `write_lists` writes a Python function of lists; `write_kernels`, with a language each, writes C++ and Triton;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ LERPS_BY_LEAF = "ScalarList" in aten._foreach_lerp.overloads()
 # In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
 EXACT_SCALARS = frozenset((torch.float32, torch.float64))
 
+SHAPE = operator.attrgetter("shape")
 # The most entries of leaves whose temporaries a call leaves to the next one.
 KEPT = 1 << 16
 
@@ -706,7 +708,7 @@ def _converted(
     layouts.
     """
     results: list[Tensor] = places.get(place, []) if places else []
-    if list(map(_layout, results)) != list(map(_layout, tensors)):
+    if not (results and _are_alike(results, tensors)):
         results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
         if places is not None and tensors[0].numel() <= KEPT:
             places[place] = results
@@ -714,8 +716,10 @@ def _converted(
     return results
 
 
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride()
+def _are_alike(xs: list[Tensor], ys: list[Tensor]) -> bool:
+    """Whether tensors have these shapes and strides; it calls no function of Python for each."""
+    have_shapes = list(map(SHAPE, xs)) == list(map(SHAPE, ys))
+    return have_shapes and list(map(Tensor.stride, xs)) == list(map(Tensor.stride, ys))
 
 
 def _norm_of_many(x: Tensor) -> Tensor:
