@@ -65,6 +65,9 @@ class Task:
         """Begin an operation; return what follows if it waits for other tasks."""
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Drop all values."""
+
 
 class Leaf(Task):
     """One tensor on its way through a chain.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from gradtx.base.plain import is_plain
 from gradtx.base.random_streams import RandomStreams
 from gradtx.distributed.redistribution import gradient_like
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import FROZEN, Leaf, Route
+from gradtx.execution.execute import FROZEN, Leaf, Operation, Route
 from gradtx.execution.extras import add_extras
 from gradtx.execution.owners import with_regions
 from gradtx.optim.core import Core
@@ -130,6 +130,31 @@ class StepLeaves:
             leaf = self._leaf(member, member.param.grad, self._route)
             if leaf.operations != [FROZEN]:
                 yield leaf
+
+    def joint(self, members: Sequence[Member], operations: list[Operation]) -> Leaf:
+        """Return one leaf with the entries of alike members, one after another, and their slots of some operations."""
+        first = members[0]
+        keys = [
+            key
+            for operation in operations
+            for key in first.layout.slots.get(operation.path, {}).values()
+        ]
+
+        def joined(tensors: list[Any]) -> Tensor:
+            return torch.cat(tensors).detach()
+
+        leaf = leaf_of(
+            self.run,
+            first,
+            clock_after(first.count),
+            joined([member.param.grad for member in members]),
+            dict(self.run.call_extras),
+            joined([member.param for member in members]),
+        )
+        states = [self.run.state[member.param] for member in members]
+        leaf.state = {key: joined([state[key] for state in states]) for key in keys}
+        leaf.operations = operations
+        return leaf
 
     def _leaf(
         self,
