@@ -221,15 +221,31 @@ class Leaf(Task):
         inputs = [tensor for tensor in self.inputs if tensor is not None]
         return set(map(memory_of, (*inputs, *self.state.values())))
 
-    def new_slots(self, taken: Container[Any]) -> dict[str, Tensor]:
-        """Return the new slots by their keys in the state, without those that are still the old tensors."""
+    def new_slots(
+        self, taken: Container[Any], are_written: bool = True
+    ) -> dict[str, Tensor]:
+        """Return the new slots by their keys in the state, without those that are still the old tensors.
+
+        Args:
+            taken: The memory that they must not share.
+            are_written: Whether the old tensors are written to. If not, and a history moves on, a slot takes the tensor
+                of another one that lets go of it.
+        """
         new_slots: dict[str, Tensor] = {}
         for path, slots in self.new.items():
             keys = self.layout.slots[path]
             for slot, value in slots.items():
                 # The same tensor if, for example, a basis was not updated.
                 if value is not self.state[keys[slot]]:
-                    new_slots[keys[slot]] = self.as_stored(value, taken)
+                    new_slots[keys[slot]] = value
+        free = set[int]()
+        if not are_written:
+            free = {id(self.state[key]) for key in new_slots}
+        for key, value in new_slots.items():
+            if id(value) in free:
+                free.remove(id(value))
+            else:
+                new_slots[key] = self.as_stored(value, taken)
         return new_slots
 
     def as_stored(self, value: Tensor, taken: Container[Any] = ()) -> Tensor:

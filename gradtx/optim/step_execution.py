@@ -162,10 +162,11 @@ class StepExecution:
         # Not collected for all leaves in advance, because freed memory of replaced state may be reused for a later
         # leaf's new state.
         taken = leaf.memory()
-        new_slots = leaf.new_slots(taken)
         # Programs know the slots of a leaf that runs alone in this step since it has no gradient.
         is_absent = step.takes_none and leaf.key.param.grad is None
-        if step.core.capturable or is_absent:
+        are_written = step.core.capturable or is_absent
+        new_slots = leaf.new_slots(taken, are_written)
+        if are_written:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new_slots.items():
                 leaf.state[key].copy_(value)
