@@ -116,9 +116,7 @@ def scale_by_lbfgs(
             "y": solution.kept(Y),
             "products_s": solution.products_s,
             "products_y": solution.products_y,
-            "count": torch.where(
-                solution.accepted, at_most(count + 1, history), count
-            ),
+            "count": torch.where(solution.accepted, at_most(count + 1, history), count),
             "gamma": solution.gamma,
         }
         yield torch.where(ctx.seen, direction, first_direction), new_state
@@ -130,7 +128,7 @@ class _Solution:
     """The direction of a step as a combination of the pairs, which all leaves share.
 
     Args:
-        products: The inner products of all s, then all y, newest last, with the newest y and with g, summed over leaves.
+        products: The inner products of the newest y and of g with all s, then all y, newest last, summed over leaves.
         old: The inner products of the pairs before this step: of s with y, and of y with y.
         gamma: The value before this step.
         step: The number of the step.
@@ -146,7 +144,7 @@ class _Solution:
         self, products: Tensor, old: list[Tensor], gamma: Tensor, step: Any, curvature
     ):
         self._products, self._old = products, old
-        sy, sg, yy, yg = products.view(2, -1, 2).movedim(2, 1).flatten(0, 1)
+        (sy, yy), (sg, yg) = products.view(2, 2, -1)
         self.accepted = (sy[-1] > curvature) & (step > 1)
         self.is_known = _is_known(self.accepted)
         self._joins = self.is_known and bool(self.accepted)
@@ -183,8 +181,9 @@ class _Solution:
             history = len(S) - 1
             oldest = int(self._joins)
             of_s, of_y = rows[oldest:][:history], rows[history + 1 + oldest :][:history]
-            of_pairs = torch.mv(of_s.mT, weights[:history])
-            return of_pairs.addmv(of_y.mT, weights[history:]).view(g.shape)
+            # Products of matrices: those with a vector are slower.
+            of_pairs = weights[None, :history] @ of_s + weights[None, history:] @ of_y
+            return of_pairs.view(g.shape)
         direction = torch.zeros_like(g)
         vectors = [*self.kept(S), *self.kept(Y)]
         for weight, vector in zip(weights, vectors, strict=True):
@@ -199,13 +198,17 @@ def _is_known(value: Tensor) -> bool:
 
 
 def _products(rows: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """Return one leaf's terms of the inner products of the rows with y and with g."""
-    products = full_tensor(rows @ _as_rows([y, g]).mT)
+    """Return one leaf's terms of the inner products of y and g with the rows."""
+    products = full_tensor(
+        _as_rows([y, g]) @ rows.mT
+    )  # several times faster than the transposed product
     return products.to(exact_dtype(products))
 
 
 def _as_rows(tensors: list[Tensor]) -> Tensor:
-    """Stack tensors as the rows of a matrix."""
+    """Stack tensors of one shape as the rows of a matrix."""
+    if not is_sharded(tensors[0]):
+        return torch.stack(tensors).reshape(len(tensors), tensors[0].numel())
     return torch.stack([tensor.reshape(-1) for tensor in tensors])
 
 

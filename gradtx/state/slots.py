@@ -6,6 +6,7 @@ when the rule returns new values.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -64,8 +65,13 @@ def kind_of(dtype: torch.dtype) -> str:
     return "bool" if dtype == torch.bool else "int"
 
 
+KIND = operator.attrgetter("shape", "dtype", "device")
+
+
 def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
     """Convert a new value of a slot to the dtype and layout of the old value."""
+    if type(value) is type(old) is Tensor and KIND(value) == KIND(old):  # a shortcut
+        return value
     where = ".".join([*path, slot])
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -104,11 +110,12 @@ def numbered(slots: dict[str, Any]) -> dict[str, Any]:
 
 def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
     """The reverse of `numbered`."""
-    if list(map(without_number, slots)) == list(slots):
+    names = dict(zip(slots, map(without_number, slots), strict=True))
+    if list(names) == list(names.values()):
         return slots
     whole = {}
     for slot in sorted(slots, key=lambda slot: (len(slot), slot)):
-        name = without_number(slot)
+        name = names[slot]
         if name == slot:
             whole[slot] = slots[slot]
         else:
