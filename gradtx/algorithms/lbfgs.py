@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -94,21 +95,22 @@ def scale_by_lbfgs(
         rows = _as_rows([*S, *Y])
         totals = yield {"length": g.abs().sum(), "products": _products(rows, Y[-1], g)}
         products = totals["products"]
+        # All leaves have the same, unless one has been without a gradient.
         old = [
-            full_tensor(state[name]).to(products.dtype)
-            for name in ("products_s", "products_y")
+            ctx.step,
+            full_tensor(state["products_s"]).to(products.dtype),
+            full_tensor(state["products_y"]).to(products.dtype),
         ]
-        # All leaves have the same products, unless one has been without a gradient.
-        if last and last[0].is_of(products, old):
-            solution = last[0]
-        else:
-            solution = _Solution(products, old, state["gamma"], ctx.step, curvature)
+        is_same = bool(last) and last[0].is_of(products, old)
+        solution = last[0] if is_same else _Solution(products, old, state, curvature)
         if solution.is_known and not products.requires_grad:
             last[:] = [solution]
         direction = solution.gamma * g + solution.combined(rows, S, Y, g)
-        length = at_least(totals["length"], 1.0)
-        first_direction = g * (1 / length) if first == "l1" else g
-        count = state["count"]
+        seen = ctx.seen
+        if not (_is_known(seen) and seen):
+            length = at_least(totals["length"], 1.0)
+            first_direction = g * (1 / length) if first == "l1" else g
+            direction = torch.where(seen, direction, first_direction)
         new_state = {
             "prev_param": p,
             "previous_grad": g,
@@ -116,10 +118,10 @@ def scale_by_lbfgs(
             "y": solution.kept(Y),
             "products_s": solution.products_s,
             "products_y": solution.products_y,
-            "count": torch.where(solution.accepted, at_most(count + 1, history), count),
+            "count": solution.count,
             "gamma": solution.gamma,
         }
-        yield torch.where(ctx.seen, direction, first_direction), new_state
+        yield direction, new_state
 
     return init, update
 
@@ -129,30 +131,36 @@ class _Solution:
 
     Args:
         products: The inner products of the newest y and of g with all s, then all y, newest last, summed over leaves.
-        old: The inner products of the pairs before this step: of s with y, and of y with y.
-        gamma: The value before this step.
-        step: The number of the step.
+        old: The number of the step, and the inner products of the pairs before it: of s with y, and of y with y.
+        state: The state, of which it reads what all leaves share.
         curvature: As for `scale_by_lbfgs`.
 
     Attributes:
         accepted: Whether the newest pair joins the history, a 0-d tensor.
         is_known: Whether the host may read this.
-        gamma, products_s, products_y: The new values.
+        count, gamma, products_s, products_y: The new values.
     """
 
     def __init__(
-        self, products: Tensor, old: list[Tensor], gamma: Tensor, step: Any, curvature
+        self,
+        products: Tensor,
+        old: list[Tensor],
+        state: Mapping[str, Tensor],
+        curvature: Any,
     ):
         self._products, self._old = products, old
+        step, *pairs = old
         (sy, yy), (sg, yg) = products.view(2, 2, -1)
         self.accepted = (sy[-1] > curvature) & (step > 1)
         self.is_known = _is_known(self.accepted)
         self._joins = self.is_known and bool(self.accepted)
         new_gamma = sy[-1] / torch.where(yy[-1] == 0, 1.0, yy[-1])
-        self.gamma = torch.where(self.accepted, new_gamma, gamma)
+        self.gamma = torch.where(self.accepted, new_gamma, state["gamma"])
+        count = at_most(state["count"] + 1, len(sy) - 1)
+        self.count = torch.where(self.accepted, count, state["count"])
         self.products_s, self.products_y = (
             torch.where(self.accepted, _with_newest(before, edge[1:]), before)
-            for before, edge in zip(old, (sy, yy), strict=True)
+            for before, edge in zip(pairs, (sy, yy), strict=True)
         )
         sg, yg = (
             torch.where(self.accepted, column[1:], column[:-1]) for column in (sg, yg)
@@ -160,7 +168,7 @@ class _Solution:
         self._weights = _weights(self.products_s, self.products_y, sg, yg, self.gamma)
 
     def is_of(self, products: Tensor, old: list[Tensor]) -> bool:
-        """Whether these are the products that it follows from."""
+        """Whether it follows from these."""
         return products is self._products and all(map(torch.equal, old, self._old))
 
     def kept(self, vectors: list[Tensor]) -> list[Tensor]:
@@ -199,9 +207,8 @@ def _is_known(value: Tensor) -> bool:
 
 def _products(rows: Tensor, y: Tensor, g: Tensor) -> Tensor:
     """Return one leaf's terms of the inner products of y and g with the rows."""
-    products = full_tensor(
-        _as_rows([y, g]) @ rows.mT
-    )  # several times faster than the transposed product
+    # Several times faster than the transposed product.
+    products = full_tensor(_as_rows([y, g]) @ rows.mT)
     return products.to(exact_dtype(products))
 
 

@@ -25,6 +25,7 @@ from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import exact, is_stored_only
+from gradtx.base.plain import TYPES, are_strided
 from gradtx.distributed.redistribution import distributed_like
 from gradtx.distributed.sums import total_of
 from gradtx.execution.context import Clock, Context
@@ -218,8 +219,14 @@ class Leaf(Task):
 
     def memory(self) -> set[Any]:
         """Return the keys of the memory of the leaf's present values, which new ones must not share."""
-        inputs = [tensor for tensor in self.inputs if tensor is not None]
-        return set(map(memory_of, (*inputs, *self.state.values())))
+        tensors = [tensor for tensor in self.inputs if tensor is not None]
+        tensors += self.state.values()
+        is_traced = torch.compiler.is_compiling() or _torch.inside_transform()
+        are_plain = TYPES.issuperset(map(type, tensors)) and are_strided(tensors)
+        if is_traced or not are_plain:
+            return set(map(memory_of, tensors))
+        # A shortcut: the same keys.
+        return {storage._cdata for storage in map(Tensor.untyped_storage, tensors)}
 
     def new_slots(
         self, taken: Container[Any], are_written: bool = True
