@@ -146,7 +146,7 @@ class StepLeaves:
         leaf = leaf_of(
             self.run,
             first,
-            clock_after(first.count),
+            self._clock_of(first),
             joined([member.param.grad for member in members]),
             dict(self.run.call_extras),
             joined([member.param for member in members]),
@@ -155,6 +155,12 @@ class StepLeaves:
         leaf.state = {key: joined([state[key] for state in states]) for key in keys}
         leaf.operations = operations
         return leaf
+
+    def _clock_of(self, member: Member) -> Clock:
+        clock = self._clocks.get(member.count)
+        if clock is None:
+            clock = self._clocks[member.count] = clock_after(member.count)
+        return clock
 
     def _leaf(
         self,
@@ -167,9 +173,7 @@ class StepLeaves:
         route = route_of(member)
         trees: Any = self.run.leaf_extras
         scalars: Any = self.run.call_extras
-        clock = self._clocks.get(member.count)
-        if clock is None:
-            clock = self._clocks[member.count] = clock_after(member.count)
+        clock = self._clock_of(member)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(gradient, member.param)
         if shown_on is None:

@@ -25,7 +25,7 @@ from gradtx.watching.links import Link
 from gradtx.watching.observer import LinkObserver
 
 # Entries of leaves that are measured together: their temporary tensors stay in the cache of a core.
-ENTRIES = 2**16
+ENTRIES = 3 * 2**15
 
 # The last operation of leaves together: an observer sees all links, whose sums over leaves are known by now.
 MEASURE = Operation()
