@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.exact import exact_dtype
+from gradtx.base.plain import is_plain
 from gradtx.distributed.redistribution import full_tensor
 from gradtx.links.decay import with_decay
 from gradtx.maths.entries import at_least, at_most
@@ -83,65 +87,135 @@ def scale_by_lbfgs(
             "products_y": products,
         }
 
+    last: list[_Solution] = []
+
     def update(g, state, p, ctx):
         S = [*state["s"], p - state["prev_param"]]
         Y = [*state["y"], g - state["previous_grad"]]
-        totals = yield _products(S, Y, g)
-
-        def stacked(name) -> Any:
-            return torch.stack([totals[f"{name}_{i}"] for i in range(history + 1)])
-
-        sy, yy, sg, yg = stacked("sy"), stacked("yy"), stacked("sg"), stacked("yg")
-        accepted = (sy[-1] > curvature) & (ctx.step > 1)
-
-        def kept(new_state, old):
-            return torch.where(accepted, new_state, old)
-
-        S = [kept(new_state, old) for old, new_state in itertools.pairwise(S)]
-        Y = [kept(new_state, old) for old, new_state in itertools.pairwise(Y)]
-        gamma = kept(sy[-1] / torch.where(yy[-1] == 0, 1.0, yy[-1]), state["gamma"])
-        old_sy = full_tensor(state["products_s"]).to(sy.dtype)
-        old_yy = full_tensor(state["products_y"]).to(yy.dtype)
-        products_s = kept(_with_newest(old_sy, sy[1:]), old_sy)
-        products_y = kept(_with_newest(old_yy, yy[1:]), old_yy)
-        sg, yg = kept(sg[1:], sg[:-1]), kept(yg[1:], yg[:-1])
-        weights = _weights(products_s, products_y, sg, yg, gamma).to(g.dtype)
-        direction = gamma * g
-        for weight, vector in zip(weights, [*S, *Y], strict=True):
-            direction = direction + weight * vector
-        length = at_least(totals["length"], 1.0)
-        first_direction = g * (1 / length) if first == "l1" else g
-        count = state["count"]
+        rows = _as_rows([*S, *Y])
+        totals = yield {"length": g.abs().sum(), "products": _products(rows, Y[-1], g)}
+        products = totals["products"]
+        # All leaves have the same, unless one has been without a gradient.
+        old = [
+            ctx.step,
+            full_tensor(state["products_s"]).to(products.dtype),
+            full_tensor(state["products_y"]).to(products.dtype),
+        ]
+        is_same = bool(last) and last[0].is_of(products, old)
+        solution = last[0] if is_same else _Solution(products, old, state, curvature)
+        if solution.is_known and not products.requires_grad:
+            last[:] = [solution]
+        direction = solution.gamma * g + solution.combined(rows, S, Y, g)
+        seen = ctx.seen
+        if not (_is_known(seen) and seen):
+            length = at_least(totals["length"], 1.0)
+            first_direction = g * (1 / length) if first == "l1" else g
+            direction = torch.where(seen, direction, first_direction)
         new_state = {
             "prev_param": p,
             "previous_grad": g,
-            "s": S,
-            "y": Y,
-            "products_s": products_s,
-            "products_y": products_y,
-            "count": kept(at_most(count + 1, history), count),
-            "gamma": gamma,
+            "s": solution.kept(S),
+            "y": solution.kept(Y),
+            "products_s": solution.products_s,
+            "products_y": solution.products_y,
+            "count": solution.count,
+            "gamma": solution.gamma,
         }
-        yield torch.where(ctx.seen, direction, first_direction), new_state
+        yield direction, new_state
 
     return init, update
 
 
-def _products(S: list[Tensor], Y: list[Tensor], g: Tensor) -> dict[str, Tensor]:
-    """Return one leaf's terms of the inner products with the newest y and with g, and of the 1-norm of g."""
-    terms = {"length": g.abs().sum()}
-    columns = _as_rows([Y[-1], g]).mT
-    for name, vectors in {"s": S, "y": Y}.items():
-        products = full_tensor(_as_rows(vectors) @ columns)
-        products = products.to(exact_dtype(products))
-        for i, (with_y, with_g) in enumerate(products.unbind()):
-            terms[f"{name}y_{i}"] = with_y
-            terms[f"{name}g_{i}"] = with_g
-    return terms
+class _Solution:
+    """The direction of a step as a combination of the pairs, which all leaves share.
+
+    Args:
+        products: The inner products of the newest y and of g with all s, then all y, newest last, summed over leaves.
+        old: The number of the step, and the inner products of the pairs before it: of s with y, and of y with y.
+        state: The state, of which it reads what all leaves share.
+        curvature: As for `scale_by_lbfgs`.
+
+    Attributes:
+        accepted: Whether the newest pair joins the history, a 0-d tensor.
+        is_known: Whether the host may read this.
+        count, gamma, products_s, products_y: The new values.
+    """
+
+    def __init__(
+        self,
+        products: Tensor,
+        old: list[Tensor],
+        state: Mapping[str, Tensor],
+        curvature: Any,
+    ):
+        self._products, self._old = products, old
+        step, *pairs = old
+        (sy, yy), (sg, yg) = products.view(2, 2, -1)
+        self.accepted = (sy[-1] > curvature) & (step > 1)
+        self.is_known = _is_known(self.accepted)
+        self._joins = self.is_known and bool(self.accepted)
+        new_gamma = sy[-1] / torch.where(yy[-1] == 0, 1.0, yy[-1])
+        self.gamma = torch.where(self.accepted, new_gamma, state["gamma"])
+        count = at_most(state["count"] + 1, len(sy) - 1)
+        self.count = torch.where(self.accepted, count, state["count"])
+        self.products_s, self.products_y = (
+            torch.where(self.accepted, _with_newest(before, edge[1:]), before)
+            for before, edge in zip(pairs, (sy, yy), strict=True)
+        )
+        sg, yg = (
+            torch.where(self.accepted, column[1:], column[:-1]) for column in (sg, yg)
+        )
+        self._weights = _weights(self.products_s, self.products_y, sg, yg, self.gamma)
+
+    def is_of(self, products: Tensor, old: list[Tensor]) -> bool:
+        """Whether it follows from these."""
+        return products is self._products and all(map(torch.equal, old, self._old))
+
+    def kept(self, vectors: list[Tensor]) -> list[Tensor]:
+        """Return the vectors of the pairs after this step: without the oldest, or without the newest."""
+        if self.is_known:
+            return vectors[1:] if self._joins else vectors[:-1]
+        return [
+            torch.where(self.accepted, new_vector, old)
+            for old, new_vector in itertools.pairwise(vectors)
+        ]
+
+    def combined(
+        self, rows: Tensor, S: list[Tensor], Y: list[Tensor], g: Tensor
+    ) -> Tensor:
+        """Return the combination of all pairs; `rows` has their vectors."""
+        weights = self._weights.to(g.dtype)
+        if self.is_known and not is_sharded(rows):
+            history = len(S) - 1
+            oldest = int(self._joins)
+            of_s, of_y = rows[oldest:][:history], rows[history + 1 + oldest :][:history]
+            # Products of matrices: those with a vector are slower.
+            of_pairs = weights[None, :history] @ of_s + weights[None, history:] @ of_y
+            return of_pairs.view(g.shape)
+        direction = torch.zeros_like(g)
+        vectors = [*self.kept(S), *self.kept(Y)]
+        for weight, vector in zip(weights, vectors, strict=True):
+            direction = direction + weight * vector
+        return direction
+
+
+def _is_known(value: Tensor) -> bool:
+    """Whether the host may read a value without waiting for a device."""
+    is_on_host = value.device.type == "cpu" and is_plain(value)
+    return is_on_host and _torch.readable(value) and not _torch.is_intercepted()
+
+
+def _products(rows: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    """Return one leaf's terms of the inner products of y and g with the rows."""
+    # Several times faster than the transposed product.
+    products = full_tensor(_as_rows([y, g]) @ rows.mT)
+    return products.to(exact_dtype(products))
 
 
 def _as_rows(tensors: list[Tensor]) -> Tensor:
-    """Stack tensors as the rows of a matrix."""
+    """Stack tensors of one shape as the rows of a matrix."""
+    if not is_sharded(tensors[0]):
+        return torch.stack(tensors).reshape(len(tensors), tensors[0].numel())
     return torch.stack([tensor.reshape(-1) for tensor in tensors])
 
 

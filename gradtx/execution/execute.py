@@ -25,6 +25,7 @@ from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import exact, is_stored_only
+from gradtx.base.plain import TYPES, are_strided
 from gradtx.distributed.redistribution import distributed_like
 from gradtx.distributed.sums import total_of
 from gradtx.execution.context import Clock, Context
@@ -64,6 +65,9 @@ class Task:
     def start(self, operation: Operation) -> Steps | None:
         """Begin an operation; return what follows if it waits for other tasks."""
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Drop all values."""
 
 
 class Leaf(Task):
@@ -215,18 +219,40 @@ class Leaf(Task):
 
     def memory(self) -> set[Any]:
         """Return the keys of the memory of the leaf's present values, which new ones must not share."""
-        inputs = [tensor for tensor in self.inputs if tensor is not None]
-        return set(map(memory_of, (*inputs, *self.state.values())))
+        tensors = [tensor for tensor in self.inputs if tensor is not None]
+        tensors += self.state.values()
+        is_traced = torch.compiler.is_compiling() or _torch.inside_transform()
+        are_plain = TYPES.issuperset(map(type, tensors)) and are_strided(tensors)
+        if is_traced or not are_plain:
+            return set(map(memory_of, tensors))
+        # A shortcut: the same keys.
+        return {storage._cdata for storage in map(Tensor.untyped_storage, tensors)}
 
-    def new_slots(self, taken: Container[Any]) -> dict[str, Tensor]:
-        """Return the new slots by their keys in the state, without those that are still the old tensors."""
+    def new_slots(
+        self, taken: Container[Any], are_written: bool = True
+    ) -> dict[str, Tensor]:
+        """Return the new slots by their keys in the state, without those that are still the old tensors.
+
+        Args:
+            taken: The memory that they must not share.
+            are_written: Whether the old tensors are written to. If not, and a history moves on, a slot takes the tensor
+                of another one that lets go of it.
+        """
         new_slots: dict[str, Tensor] = {}
         for path, slots in self.new.items():
             keys = self.layout.slots[path]
             for slot, value in slots.items():
                 # The same tensor if, for example, a basis was not updated.
                 if value is not self.state[keys[slot]]:
-                    new_slots[keys[slot]] = self.as_stored(value, taken)
+                    new_slots[keys[slot]] = value
+        free = set[int]()
+        if not are_written:
+            free = {id(self.state[key]) for key in new_slots}
+        for key, value in new_slots.items():
+            if id(value) in free:
+                free.remove(id(value))
+            else:
+                new_slots[key] = self.as_stored(value, taken)
         return new_slots
 
     def as_stored(self, value: Tensor, taken: Container[Any] = ()) -> Tensor:

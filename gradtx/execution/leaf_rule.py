@@ -478,6 +478,8 @@ class RuleOperation(Operation):
         self.stage = stage
         self.rule = rule
         self._function = rule.update
+        # Users' rules yield numbers, which every back end adds up.
+        self._sums_vectors = is_ours(rule.update) and not self.traits.compiles
         # Numbers of dimensions already watched.
         watches = (
             stage.watches
@@ -696,7 +698,7 @@ class RuleOperation(Operation):
         payload: dict[str, Tensor] = {}
         for name, value in sums.items():
             term = call.leaf.term(value)
-            if term.ndim and not self.traits.makes_gradient:
+            if term.ndim and not (self.traits.makes_gradient or self._sums_vectors):
                 raise ValueError(
                     f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d"
                 )

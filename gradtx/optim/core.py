@@ -18,14 +18,28 @@ from gradtx.optim.ranks import Agreement
 from gradtx.optim.state import States
 
 if TYPE_CHECKING:
-    from gradtx.execution.execute import Observer
+    from collections.abc import Iterable
+
+    from gradtx.execution.execute import Task
     from gradtx.optim.offload import Offload
+
+
+class StepObserver(Protocol):
+    """Sees the operations of a step."""
+
+    def enter(self, leaf: Any, operation: Any) -> None: ...
+
+    def check(self, leaf: Any) -> None: ...
+
+    def copies(self, step: Any, bundles: Iterable[Any]) -> Iterable[Task]:
+        """Return tasks that do once more, without any effect, what bundles do, and that it sees."""
+        ...
 
 
 class StepWatch(Protocol):
     """Sees the steps of an optimizer."""
 
-    def begin(self, step: Any) -> Observer | None:
+    def begin(self, step: Any) -> StepObserver | None:
         """Return what is to see the operations of a step that has passed its checks, or None."""
         ...
 

@@ -11,7 +11,8 @@ from typing import Any
 from gradtx.base.ambient import SWITCH, note_program
 from gradtx.base.dtensor import is_sharded
 from gradtx.distributed.collectives import Relay
-from gradtx.execution.execute import Leaf, Observer, Operation, execute
+from gradtx.execution.execute import Leaf, Operation, Task, execute
+from gradtx.optim.core import StepObserver
 from gradtx.optim.run import Member
 from gradtx.optim.step_leaves import check_fits
 
@@ -26,7 +27,7 @@ class StepExecution:
     """
 
     step: Any
-    observer: Observer | None = None
+    observer: StepObserver | None = None
 
     def run(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished.
@@ -36,7 +37,8 @@ class StepExecution:
         done: list[Any] = []  # bundles, which have written their results
         try:
             if self.observer is not None and self._can_rehearse_first(eager):
-                execute(self._copies_of(bundles), Leaf.release, self.observer)
+                copies = self.observer.copies(self.step, bundles)
+                execute(copies, Task.release, self.observer)
                 self.observer = None
             if eager or self.observer is not None or self.step.core.members.are_divided:
                 self._run_all(bundles, eager, done)
@@ -160,10 +162,11 @@ class StepExecution:
         # Not collected for all leaves in advance, because freed memory of replaced state may be reused for a later
         # leaf's new state.
         taken = leaf.memory()
-        new_slots = leaf.new_slots(taken)
         # Programs know the slots of a leaf that runs alone in this step since it has no gradient.
         is_absent = step.takes_none and leaf.key.param.grad is None
-        if step.core.capturable or is_absent:
+        are_written = step.core.capturable or is_absent
+        new_slots = leaf.new_slots(taken, are_written)
+        if are_written:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new_slots.items():
                 leaf.state[key].copy_(value)

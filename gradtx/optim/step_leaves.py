@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from gradtx.base.plain import is_plain
 from gradtx.base.random_streams import RandomStreams
 from gradtx.distributed.redistribution import gradient_like
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import FROZEN, Leaf, Route
+from gradtx.execution.execute import FROZEN, Leaf, Operation, Route
 from gradtx.execution.extras import add_extras
 from gradtx.execution.owners import with_regions
 from gradtx.optim.core import Core
@@ -131,6 +131,37 @@ class StepLeaves:
             if leaf.operations != [FROZEN]:
                 yield leaf
 
+    def joint(self, members: Sequence[Member], operations: list[Operation]) -> Leaf:
+        """Return one leaf with the entries of alike members, one after another, and their slots of some operations."""
+        first = members[0]
+        keys = [
+            key
+            for operation in operations
+            for key in first.layout.slots.get(operation.path, {}).values()
+        ]
+
+        def joined(tensors: list[Any]) -> Tensor:
+            return torch.cat(tensors).detach()
+
+        leaf = leaf_of(
+            self.run,
+            first,
+            self._clock_of(first),
+            joined([member.param.grad for member in members]),
+            dict(self.run.call_extras),
+            joined([member.param for member in members]),
+        )
+        states = [self.run.state[member.param] for member in members]
+        leaf.state = {key: joined([state[key] for state in states]) for key in keys}
+        leaf.operations = operations
+        return leaf
+
+    def _clock_of(self, member: Member) -> Clock:
+        clock = self._clocks.get(member.count)
+        if clock is None:
+            clock = self._clocks[member.count] = clock_after(member.count)
+        return clock
+
     def _leaf(
         self,
         member: Member,
@@ -142,9 +173,7 @@ class StepLeaves:
         route = route_of(member)
         trees: Any = self.run.leaf_extras
         scalars: Any = self.run.call_extras
-        clock = self._clocks.get(member.count)
-        if clock is None:
-            clock = self._clocks[member.count] = clock_after(member.count)
+        clock = self._clock_of(member)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(gradient, member.param)
         if shown_on is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.exact import exact_dtype
 from gradtx.distributed.redistribution import distributed_like
@@ -34,6 +35,17 @@ SUMS: tuple[str, ...] = (
 )
 # The row of a whole chain, beside those of its links.
 STEP = "step"
+# What was measured at a link: a leaf, or several together.
+Measured: TypeAlias = str | tuple[str, ...]
+# What is measured there, by the names of `SUMS`; vectors of several leaves.
+Row: TypeAlias = dict[str, Any]
+# So many float32 terms are added in float32 before their sums are converted: to convert every term takes longer.
+BLOCK = 256
+
+
+def names_of(leaves: Measured) -> tuple[str, ...]:
+    """Return the names of leaves."""
+    return (leaves,) if isinstance(leaves, str) else leaves
 
 
 def _ratio(value: Tensor, to: Tensor) -> Tensor:
@@ -58,18 +70,33 @@ FIGURES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
 }
 
 
+def holds(comparison: Callable[..., Tensor], value: Tensor, other: Any) -> Tensor:
+    """Return 1 where a comparison holds and 0 elsewhere, in the dtype of the value.
+
+    On a CPU, torch compares several times faster into this dtype than into bools.
+    """
+    value = value.detach()
+    if isinstance(other, Tensor):
+        other = other.detach()
+    if _torch.inside_transform():  # vmap has no rule for memory of one's own
+        return comparison(value, other).to(value.dtype)
+    return comparison(value, other, out=torch.empty_like(value))
+
+
 class LeafSums:
     """Sums over the entries of one leaf, on each rank over those that it has.
 
     Args:
         like: The parameter, or the gradient of a leaf without one.
+        count: The number of leaves of which this one has the entries, one after another; sums are vectors if above 1.
 
     Attributes:
         like: The tensor whose layout the entries have.
     """
 
-    def __init__(self, like: Tensor):
+    def __init__(self, like: Tensor, count: int = 1):
         self.like = like
+        self._count = count
         # The layout of a sum that is pending over the ranks.
         self._of_sum: Any = like.sum() if is_sharded(like) else None
 
@@ -79,13 +106,34 @@ class LeafSums:
 
     def sum(self, entries: Tensor) -> Any:
         """Return the sum of entries that `here` has returned, or of what was computed from them."""
-        total = entries.sum(dtype=exact_dtype(entries))
-        if self._of_sum is None:
-            return total
-        return PartialSum(total, self._of_sum.device_mesh, self._of_sum.placements)
+        rows, are_blocks = self._rows(entries)
+        if are_blocks:
+            rows = rows.sum(-1)
+        return self._placed(rows.sum(-1, dtype=exact_dtype(entries)))
 
     def square(self, tensor: Tensor) -> Any:
-        return self.sum(self.here(tensor).square())
+        return self.sum_of_squares(self.here(tensor))
+
+    def sum_of_squares(self, entries: Tensor) -> Any:
+        """Like `sum`, of the squares of entries."""
+        rows, are_blocks = self._rows(entries)
+        if are_blocks:  # needs no memory for the squares
+            rows = torch.linalg.vector_norm(rows, dim=-1).to(exact_dtype(entries))
+        return self._placed(rows.square().sum(-1, dtype=exact_dtype(entries)))
 
     def product(self, tensor: Tensor, other: Tensor) -> Any:
         return self.sum(self.here(tensor) * self.here(other))
+
+    def _rows(self, entries: Tensor) -> tuple[Tensor, bool]:
+        """Return the entries of each leaf, in blocks or not; of one leaf without the dimension of leaves."""
+        entries = entries.reshape((self._count, -1) if self._count > 1 else -1)
+        converts = entries.dtype is torch.float32 and entries.device.type == "cpu"
+        if converts and entries.shape[-1] % BLOCK == 0:
+            return entries.unflatten(-1, (-1, BLOCK)), True
+        return entries, False
+
+    def _placed(self, total: Tensor) -> Any:
+        """Return the sum over this rank's shard as one that is pending, if there are others."""
+        if self._of_sum is None:
+            return total
+        return PartialSum(total, self._of_sum.device_mesh, self._of_sum.placements)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import is_sharded
 from gradtx.optim.step import Step
-from gradtx.watching.observer import sample_of
+from gradtx.watching.observer import samples_of
 
 
 class StepGradients:
@@ -32,25 +33,32 @@ class StepGradients:
         self.call = call
         self._count = len(step.members)
         self._of: dict[str, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+        grads: dict[str, Tensor] = {}
         for member in step.members:
             grad = member.param.grad
             if grad is not None and not is_sharded(grad):
-                version = _torch.version_of(grad)
-                self._of[member.name] = weakref.ref(grad), version, sample_of(grad)
+                grads[member.name] = grad
+        samples = samples_of(list(grads.values()))
+        for (name, grad), sample in zip(grads.items(), samples, strict=True):
+            self._of[name] = weakref.ref(grad), _torch.version_of(grad), sample
 
     def products_with(self, earlier: StepGradients) -> Tensor | None:
         """Return the products with the gradients of an earlier step, and the squares of each; None if any was reset."""
         if len(self._of) < self._count:
             return None
-        products: Any = None
         writes = self.call - earlier.call
+        samples: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for name, (grad, version, sample) in self._of.items():
             if name not in earlier._of:
                 return None
             grad_before, version_before, before = earlier._of[name]
             if grad_before() is not grad() or version != version_before + writes:
                 return None
-            row = torch.stack((sample @ before, sample @ sample, before @ before))
+            samples[sample.device].append((sample, before))
+        products: Any = None
+        for pairs in samples.values():
+            now, then = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))
+            row = torch.stack((now @ then, now @ now, then @ then))
             products = row if products is None else products + row.to(products.device)
         return products
 

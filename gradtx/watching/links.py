@@ -15,6 +15,7 @@ from gradtx.base.exact import python_scalar
 from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.rules import FactoryCall
 from gradtx.transform import GradientTransformation
+from gradtx.watching.figures import holds
 
 # In place of eps: so small that it decides no entry, and its inverse is finite in float32.
 TINY = 1e-30
@@ -90,7 +91,7 @@ class Link:
     def decided(
         self, before: Tensor, after: Tensor, without_eps: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        """Return which entries a bound or eps may decide, and which it does; None if the link has neither.
+        """Return 1 for entries that a bound or eps may decide, and 1 for those it does; None if the link has neither.
 
         Args:
             before: The update before the link.
@@ -98,21 +99,22 @@ class Link:
             without_eps: The update after the same link with almost no eps, if it has one.
         """
         if self.bounds:
-            free = before != 0
-            return free, free & (after != before)
+            free = holds(torch.ne, before, 0)
+            return free, free * holds(torch.ne, after, before)
         if self.name == "scale_by_atan2":
             largest = self.arguments["a"] * (math.pi / 4 * 1.001)
             # Where the mean exceeds the root, the arc tangent bounds the step.
-            return after != 0, after.abs() > largest
+            return holds(torch.ne, after, 0), holds(torch.gt, after.abs(), largest)
         if (
             self.name == "scale_by_trust_ratio"
         ):  # a ratio of 1 is a bound, or stands for none
-            free = before != 0
-            return free, free & (after == before)
+            free = holds(torch.ne, before, 0)
+            return free, free * holds(torch.eq, after, before)
         if without_eps is None:
             return None
-        free = (without_eps != 0) & ~without_eps.isnan()
-        return free, free & (after.abs() < without_eps.abs() / 2)
+        size = without_eps.abs()
+        free = holds(torch.gt, size, 0)  # neither 0 nor NaN
+        return free, holds(torch.lt, after.abs(), size.mul_(0.5))
 
 
 def _numeric(arguments: Mapping[str, Any]) -> dict[str, float]:

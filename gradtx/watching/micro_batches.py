@@ -9,12 +9,10 @@ from typing import Any
 import torch
 
 from gradtx.optim.step import Step
-from gradtx.watching.figures import LeafSums
+from gradtx.watching.figures import LeafSums, Measured, Row, names_of
 from gradtx.watching.links import Link
 
 ENTER = "accumulate.enter"  # the link that receives a gradient and passes on the mean
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -48,21 +46,24 @@ class Cycle:
             )
 
     def note(
-        self, rows: Mapping[tuple[str, str], Row], links: Mapping[str, Link]
+        self, rows: Mapping[tuple[Measured, str], Row], links: Mapping[str, Link]
     ) -> int:
         """Put the squares into the rows of `accumulate`, where it averages and comes first; return the cycle's calls.
 
         Not where a watch has seen a part of the cycle, or where another link changes gradients before: 1 then.
         """
-        noted, begun = 1, set[str]()
-        for (leaf, name), row in rows.items():
-            is_first, link = leaf not in begun, links.get(name)
-            begun.add(leaf)
-            if not is_first or link is None or leaf not in self.squares:
+        noted, begun = 1, set[Measured]()
+        for (leaves, name), row in rows.items():
+            is_first, link = leaves not in begun, links.get(name)
+            begun.add(leaves)
+            names = names_of(leaves)
+            if not is_first or link is None or not self.squares.keys() >= set(names):
                 continue
             if self._is_whole(name, link):
                 noted = self.calls
-                row["micro"] = self.squares[leaf]
+                squares = [self.squares[leaf] for leaf in names]
+                is_alone = isinstance(leaves, str)
+                row["micro"] = squares[0] if is_alone else torch.stack(squares)
         return noted
 
     def _is_whole(self, name: str, link: Link) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
+from gradtx.base.plain import is_usual
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.leaf_rule import RuleCall, RuleOperation
-from gradtx.watching.figures import STEP, LeafSums
+from gradtx.watching.figures import STEP, LeafSums, Measured, Row, holds
 from gradtx.watching.links import Link, without_eps
 
 # Of each leaf, the cosine with the last update is that of at most so many entries.
@@ -36,15 +38,23 @@ class Passage:
     square: Any = None
 
 
+class LastRow(NamedTuple):
+    """What was measured last of a leaf: often the update of the whole chain, too."""
+
+    update: Tensor
+    gradient: Tensor | None
+    row: Row
+
+
 class LinkObserver:
-    """Measures each leaf at each link; a leaf at a time, so that it keeps sums only.
+    """Measures each leaf at each link; one at a time, or a few that are alike, so that it keeps sums only.
 
     Args:
         links_of: Returns the link of each stage of a leaf's chain.
         last: A sample of the weights of each leaf before the last step, by name.
 
     Attributes:
-        rows: For each leaf and link, the sums that it has measured.
+        rows: For each leaf and link, the sums that it has measured; for leaves that were measured together, vectors.
         links: What is known of each link, by its name in the rows.
     """
 
@@ -55,14 +65,24 @@ class LinkObserver:
     ):
         self._links_of = links_of
         self._last = {} if last is None else last
-        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         self.links: dict[str, Link] = {}
+        self.rows: dict[tuple[Measured, str], Row] = {}
+        self._together: dict[str, tuple[str, ...]] = {}
         self._sums: dict[str, LeafSums] = {}
         self._common: dict[str, dict[str, Any]] = {}
+        self._last_rows: dict[str, LastRow] = {}
         self._gradients: dict[str, Tensor] = {}
         self._passages: dict[str, Passage] = {}
         self._stages: dict[str, Mapping[Path, Link]] = {}
         self._without_eps: dict[RuleOperation, RuleOperation | None] = {}
+
+    def expect(self, leaf: Leaf, names: tuple[str, ...]) -> None:
+        """Expect a leaf that has the entries of several leaves, one after another."""
+        self._together[leaf.name] = names
+
+    def _count(self, leaf: Leaf) -> int:
+        """Return the number of leaves whose entries a leaf has."""
+        return len(self._together.get(leaf.name, (leaf.name,)))
 
     def enter(self, leaf: Any, operation: Operation) -> None:
         """Measure what the operation before this one has returned."""
@@ -98,9 +118,20 @@ class LinkObserver:
             row["before"] = row.get("gradient", row["after"])
             if param is not None:
                 row |= self._movement(leaf, update, param)
-            self.rows[leaf.name, STEP] = row
-        for values_by_leaf in (self._sums, self._common, self._gradients, self._stages):
-            values_by_leaf.pop(leaf.name, None)
+            self._add(leaf, STEP, row)
+        values_by_leaf: tuple[dict[str, Any], ...] = (
+            self._sums,
+            self._common,
+            self._gradients,
+            self._stages,
+            self._last_rows,
+            self._together,
+        )
+        for values in values_by_leaf:
+            values.pop(leaf.name, None)
+
+    def _add(self, leaf: Leaf, link: str, row: Row) -> None:
+        self.rows[self._together.get(leaf.name, leaf.name), link] = row
 
     def _is_measured(self, leaf: Leaf) -> bool:
         """Whether a leaf has an update; a leaf without gradient may get one from a combinator."""
@@ -113,7 +144,7 @@ class LinkObserver:
         like: Tensor = next(t for t in (param, gradient, leaf.update) if t is not None)
         leaf.probe = self._update_without_eps
         self._stages[leaf.name] = self._links_of(leaf)
-        sums = self._sums[leaf.name] = LeafSums(like)
+        sums = self._sums[leaf.name] = LeafSums(like, self._count(leaf))
         common = self._common[leaf.name] = {}
         if param is not None:
             common["weight"] = sums.square(param.to(leaf.compute_dtype))
@@ -159,20 +190,23 @@ class LinkObserver:
             row |= {} if link is None else self._decision(leaf, before, link)
             if isinstance(operation, RuleOperation):
                 row |= self._coding(leaf, operation, before)
-        self.rows[leaf.name, name] = row
+        self._add(leaf, name, row)
         return row["after"]
 
-    def _row(self, leaf: Leaf, update: Tensor) -> dict[str, Any]:
+    def _row(self, leaf: Leaf, update: Tensor) -> Row:
         """Return what is measured of any update."""
         sums, gradient = self._sums[leaf.name], self._gradients.get(leaf.name)
+        last = self._last_rows.get(leaf.name)
+        if last is not None and last.update is update and last.gradient is gradient:
+            return dict(last.row)
         row = dict(self._common[leaf.name])
         row["after"] = sums.square(update)
-        if gradient is None:
-            return row
-        if gradient.shape == update.shape:
+        if gradient is not None and gradient.shape == update.shape:
             row["along_gradient"] = sums.product(update, gradient)
-        else:  # in a space of fewer dimensions, which the gradient is not in
+        elif gradient is not None:
+            # In a space of fewer dimensions, which the gradient is not in.
             row.pop("gradient", None)
+        self._last_rows[leaf.name] = LastRow(update, gradient, dict(row))
         return row
 
     def _decision(self, leaf: Leaf, before: Tensor, link: Link) -> dict[str, Any]:
@@ -196,9 +230,12 @@ class LinkObserver:
         if stored is None:
             return {}
         row: dict[str, Any] = {}
+        codecs = operation.stage.store.codecs_of(stored, leaf)
+        if not codecs:
+            return row
         sums = self._sums[leaf.name]
         received = sums.here(before) != 0
-        for slot, codec in operation.stage.store.codecs_of(stored, leaf).items():
+        for slot, codec in codecs.items():
             if codec.per_block or codec.per_leaf:  # any code may stand for 0
                 continue
             codes = local(stored[slot])
@@ -213,28 +250,62 @@ class LinkObserver:
         """Return how many weights move, and how the update goes on with that of the last step."""
         sums = self._sums[leaf.name]
         here, weights = sums.here(update), local(param)
-        moves = here != 0
-        stays = (weights + here).to(weights.dtype) == weights
-        row = {"moving": sums.sum(moves), "lost": sums.sum(moves & stays)}
-        last = self._last.get(leaf.name)
+        moves = holds(torch.ne, here, 0)
+        stays = holds(torch.eq, (weights + here).to(weights.dtype), weights)
+        row = {"moving": sums.sum(moves), "lost": sums.sum(moves.mul_(stays))}
+        last = self._last_sample_of(leaf)
         if last is not None:
-            now, change = sample_of(here), sample_of(weights) - last
+            count = self._count(leaf)
+            now = _sampled(here, count).reshape(-1)
+            change = _sampled(weights, count).reshape(-1) - last
             row["along_last"] = sums.sum(now * change)
-            row["sampled"] = sums.sum(now.square())
-            row["sampled_last"] = sums.sum(change.square())
+            row["sampled"] = sums.sum_of_squares(now)
+            row["sampled_last"] = sums.sum_of_squares(change)
         return row
+
+    def _last_sample_of(self, leaf: Leaf) -> Tensor | None:
+        """Return the sample of the last weights of a leaf, or of leaves, one after another; None if it is unknown."""
+        names = self._together.get(leaf.name)
+        if names is None:
+            return self._last.get(leaf.name)
+        if not all(name in self._last for name in names):
+            return None
+        return torch.cat([self._last[name] for name in names])
 
 
 def _plus(total: Any, term: Any) -> Any:
     return term if total is None else total + term
 
 
-def sample_of(tensor: Tensor) -> Tensor:
-    """Return a sample of the entries that this process has, in float32 at least."""
+def samples_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a sample of the entries of each tensor that this process has, in float32 at least.
+
+    Those of one dtype and device share memory.
+    """
+    alike: dict[Any, list[int]] = defaultdict(list)
+    entries = [
+        tensor.detach().reshape(-1)
+        if is_usual(tensor) and tensor.numel() <= SAMPLE
+        else _sampled(tensor, 1).reshape(-1)
+        for tensor in tensors
+    ]
+    for i, sampled in enumerate(entries):
+        alike[sampled.dtype, sampled.device].append(i)
+    samples = entries
+    for (dtype, _), places in alike.items():
+        joined = torch.cat([entries[i] for i in places])
+        joined = joined.to(torch.promote_types(dtype, torch.float32))
+        sizes = [entries[i].numel() for i in places]
+        for i, sample in zip(places, joined.split(sizes), strict=True):
+            samples[i] = sample
+    return samples
+
+
+def _sampled(tensor: Tensor, count: int) -> Tensor:
+    """Return some of the entries of each leaf, a row for each."""
     tensor = tensor.detach()
     if tensor.is_complex():
         tensor = as_real(tensor)
-    entries = local(tensor).reshape(-1)
-    stride = max(1, -(-entries.numel() // SAMPLE))
-    entries = entries[::stride]
-    return entries.to(torch.promote_types(entries.dtype, torch.float32), copy=True)
+    entries = local(tensor).reshape(count, -1)
+    stride = max(1, -(-entries.shape[1] // SAMPLE))
+    return entries[:, ::stride]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +14,9 @@ from torch import Tensor
 
 from gradtx.base.dtensor import local
 from gradtx.distributed.sums import stacked
-from gradtx.watching.figures import FIGURES, STEP, SUMS
+from gradtx.watching.figures import FIGURES, STEP, SUMS, Measured, names_of
 
-Sums = Mapping[tuple[str, str], Mapping[str, Any]]
+Sums = Mapping[tuple[Measured, str], Mapping[str, Any]]
 ALL = "all"  # the name of all leaves together
 
 
@@ -33,6 +35,7 @@ class Sample:
         kept: The products of the gradients with those before, if nothing has reset these; see `StepGradients`.
         earlier: The leaves that had a gradient in the step before this one, and the squares of samples of these, if
             that step is known and was not measured.
+        order: The leaves whose rows come first, in their order.
 
     Attributes:
         step, groups, loss, without_gradient, at_call, micro_batches, kept: As above.
@@ -51,6 +54,7 @@ class Sample:
         micro_batches: int = 1,
         kept: Tensor | None = None,
         earlier: tuple[list[str], Tensor] | None = None,
+        order: Sequence[str] = (),
     ):
         self.kept = kept
         self._earlier = earlier
@@ -60,18 +64,19 @@ class Sample:
         self.groups = dict(groups)
         self.loss = loss
         self.without_gradient = list(without_gradient)
-        self.rows = list(sums)
+        self.rows = _rows_of(sums, order)
         if per == "all":
-            self.rows = list(dict.fromkeys((ALL, link) for _, link in sums))
+            self.rows = list(dict.fromkeys((ALL, link) for _, link in self.rows))
         numbers = {row: i for i, row in enumerate(self.rows)}
-        places: list[int] = []
+        columns = {name: j for j, name in enumerate(SUMS)}
+        places: list[tuple[list[int], int]] = []
         terms: list[Any] = []
-        for (leaf, link), row in sums.items():
-            first = numbers[ALL if per == "all" else leaf, link] * len(SUMS)
-            for j, name in enumerate(SUMS):
-                if name in row:
-                    places.append(first + j)
-                    terms.append(row[name])
+        for (leaves, link), row in sums.items():
+            names = (ALL,) * len(names_of(leaves)) if per == "all" else names_of(leaves)
+            rows = [numbers[name, link] * len(SUMS) for name in names]
+            for name, term in row.items():
+                places.append((rows, columns[name]))
+                terms.append(term)
         self._table: Tensor = torch.zeros(0)
         if terms:
             self._table = _added_up(terms, places, len(self.rows) * len(SUMS))
@@ -144,12 +149,40 @@ def figures_of(sums: Tensor) -> dict[str, list[float]]:
     return {name: figure(columns).tolist() for name, figure in FIGURES.items()}
 
 
-def _added_up(terms: list[Any], places: list[int], size: int) -> Tensor:
-    """Return a vector with the sum of the terms at each place, on their device, by one message for each layout."""
+def _rows_of(sums: Sums, order: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the leaf and the link of each row, by leaf."""
+    rows = [(leaf, link) for leaves, link in sums for leaf in names_of(leaves)]
+    if not order:
+        return rows
+    place_of = {leaf: i for i, leaf in enumerate(order)}
+    return sorted(rows, key=lambda row: place_of.get(row[0], len(order)))
+
+
+def _added_up(
+    terms: list[Any], places: list[tuple[list[int], int]], size: int
+) -> Tensor:
+    """Return a table with the sum of the terms at each place, on their device, by one message for each layout.
+
+    Args:
+        terms: The terms, each a number or a vector.
+        places: Where the rows of each begin, and its column.
+        size: The entries of the table.
+    """
     device = local(terms[0]).device
-    values = stacked([term.to(device) for term in terms])
+    is_alone = [not term.shape for term in terms]
+    alone = [term.to(device) for term in itertools.compress(terms, is_alone)]
+    parts = [stacked(alone)] if alone else []
+    parts += [term.to(device) for term in terms if term.shape]
+    index: list[int] = []
+    for of_number in (True, False):
+        for (rows, column), is_number in zip(places, is_alone, strict=True):
+            if is_number is of_number:
+                index += [row + column for row in rows]
+    values = torch.cat(parts)
     # The host does not wait for the device: it has copied the places before this returns.
-    index = torch.tensor(places).to(device, non_blocking=True)
+    # An array is several times faster to convert than a list.
+    where = torch.frombuffer(array("q", index), dtype=torch.int64)
+    where = where.to(device, non_blocking=True)
     return torch.zeros(size, dtype=values.dtype, device=device).index_add_(
-        0, index, values
+        0, where, values
     )

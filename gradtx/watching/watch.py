@@ -19,10 +19,11 @@ from gradtx.base.messages import describe
 from gradtx.execution.execute import Leaf
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.optim.step import Step
+from gradtx.watching.alike import StepLinks
 from gradtx.watching.kept_gradients import StepGradients
 from gradtx.watching.links import Link, links_by_stage
 from gradtx.watching.micro_batches import Cycle
-from gradtx.watching.observer import LinkObserver, sample_of
+from gradtx.watching.observer import samples_of
 from gradtx.watching.sample import Sample, prefixes_of
 from gradtx.watching.seen import Seen, check_writer
 
@@ -34,11 +35,12 @@ Per = Literal["leaf", "all"]
 def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -> Seen:
     r"""Measure what each link of an optimizer's chain does, at one step of `every`, without a change to training.
 
-    Leaves that a program processes are measured on copies, whose links run one by one before the program; all others
-    as they step. So weights, state, checkpoints and torch's random streams are bit for bit those without a watch, in
-    all modes, also with a rule of your own that draws from these streams or counts its calls: no program runs the
-    first, and the second is called for each copy, too, if a program runs it. The first step is measured, then one of
-    `every` that updates weights (not one in which `accumulate` only collects, or that a `GradScaler` skips in it).
+    Leaves that a program processes are measured on copies, whose links run one by one before the program; where all
+    links are elementwise, those of leaves of one shape run together. All other leaves are measured as they step. So
+    weights, state, checkpoints and torch's random streams are bit for bit those without a watch, in all modes, also
+    with a rule of your own that draws from these streams or counts its calls: no program runs the first, and the second
+    is called for each copy, too, if a program runs it. The first step is measured, then one of `every` that updates
+    weights (not one in which `accumulate` only collects, or that a `GradScaler` skips in it).
     With $u$ the update that leaves a link, $g$ the gradient and $p$ the weights, `seen.records` has for each leaf and
     link:
 
@@ -54,9 +56,9 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
     4096 entries of each leaf.
 
     A measured step holds the temporary memory of a few leaves more than other steps, and these samples. Where a link
-    needs a sum over all leaves behind a rule with state, as a clip behind Adam, it also holds the new state of all
-    leaves. On a GPU, the host waits only when figures are read (`log`, `postfix`, ...), and for the clock of
-    combinators that do not update weights in every step, which it reads until the next step that does.
+    needs a sum over all leaves behind a rule with state, as a clip behind LAMB, it also holds the new state of all
+    leaves that are measured alone. On a GPU, the host waits only when figures are read (`log`, `postfix`, ...), and
+    for the clock of combinators that do not update weights in every step, which it reads until the next step that does.
 
     Args:
         optimizer: An optimizer of gradtx, or a trainer's wrapper around one.
@@ -166,7 +168,7 @@ class Watcher:
 
     # Called by each step.
 
-    def begin(self, step: Step) -> LinkObserver | None:
+    def begin(self, step: Step) -> StepLinks | None:
         self._observed = None
         self._begun += 1
         self._seen.with_gradient.note(step)
@@ -194,7 +196,7 @@ class Watcher:
             self._next, self._cycle = "measure", Cycle()
             return None
         self._next = "measure" if self._every == 1 else None
-        observer = LinkObserver(LinksOf(step).of_leaf, weights)
+        observer = StepLinks(LinksOf(step).of_leaf, weights)
         self._observed = Observed(step, observer)
         if last is not None:
             self._observed.kept = self._gradients.products_with(last)
@@ -225,6 +227,7 @@ class Watcher:
             micro_batches,
             observed.kept,
             observed.earlier,
+            observer.order,
         )
         seen = self._seen
         seen._add(sample, observer.links)
@@ -252,7 +255,7 @@ class Observed:
     """
 
     step: Step
-    observer: LinkObserver
+    observer: StepLinks
     kept: Tensor | None = None
     earlier: tuple[list[str], Tensor] | None = None
 
@@ -276,11 +279,9 @@ class LinksOf:
 
 def _weights_of(step: Step) -> dict[str, Tensor]:
     """Return a sample of the weights of each leaf."""
-    return {
-        member.name: sample_of(member.param)
-        for member in step.members
-        if not is_lazy(member.param)
-    }
+    members = [member for member in step.members if not is_lazy(member.param)]
+    samples = samples_of([member.param for member in members])
+    return {m.name: sample for m, sample in zip(members, samples, strict=True)}
 
 
 def _without_gradient(step: Step) -> list[str]:

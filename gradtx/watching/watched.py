@@ -72,6 +72,7 @@ def _measured_update(call: UpdateCall) -> tuple[Any, dict[str, Any], Measured]:
     updates, state = update(call, observer)
     seen: Measured = {}
     for (leaf, link), row in observer.rows.items():
+        assert isinstance(leaf, str)  # each is measured alone
         zero = row["after"].new_zeros(())
         sums = {name: row.get(name, zero) for name in SUMS}
         figures = {name: figure(sums) for name, figure in FIGURES.items()}

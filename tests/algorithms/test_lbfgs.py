@@ -1,3 +1,6 @@
+import copy
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -108,6 +111,114 @@ def test_lbfgs_is_torch_optim_lbfgs_with_one_step_a_call(history, seed):
         expected.append({name: param.detach().clone() for name, param in params.items()})
     step = Transformed(gradtx.lbfgs(lr=0.3, history=history))
     compare(run(step, seed), expected, 1e-11, absolute=True)
+
+
+def valley(x):
+    """Rosenbrock's function."""
+    return ((1 - x[:-1]) ** 2 + 100 * (x[1:] - x[:-1] ** 2) ** 2).sum()
+
+
+def bowl(condition, n=40):
+    """A quadratic of some condition number."""
+    rng = torch.Generator().manual_seed(0)
+    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=rng, dtype=torch.float64))
+    A = (Q * torch.logspace(0, math.log10(condition), n, dtype=torch.float64)) @ Q.T
+    return lambda x: 0.5 * x @ (A.to(x.dtype) @ x)
+
+
+def lowest(step, loss, x, steps=200):
+    """The loss after steps in the direction of updates, each halved until the loss falls."""
+    for _ in range(steps):
+        params = {"a": x[:3], "b": x[3:]}
+        gradients = torch.func.grad(lambda p: loss(torch.cat([p["a"], p["b"]])))(params)
+        updates = step(gradients, {name: value.clone() for name, value in params.items()})
+        change = torch.cat([updates["a"], updates["b"]])
+        slope = change @ torch.cat([gradients["a"], gradients["b"]])
+        length = 1.0
+        while length > 1e-10 and not loss(x + length * change) <= loss(x) + 1e-4 * length * slope:
+            length /= 2
+        if length <= 1e-10:
+            break
+        x = x + length * change
+    return loss(x).item()
+
+
+@pytest.mark.parametrize("history", [5, 10])
+@pytest.mark.parametrize("problem", ["valley", "bowl of 1e4", "bowl of 1e6"])
+def test_in_float32_it_converges_as_the_two_loops_do(problem, history):
+    loss = valley if problem == "valley" else bowl(float(problem.split()[-1]))
+    start = torch.full((20,), -1.2) if problem == "valley" else torch.ones(40)
+    ours = lowest(Transformed(gradtx.lbfgs(history=history)), loss, start)
+    theirs = lowest(TreeLoop(lbfgs, history=history), loss, start)
+    assert ours <= max(3 * theirs, 1e-9)
+
+
+def test_a_vmapped_update_is_that_of_each_member():
+    tx = gradtx.lbfgs(lr=0.3, history=3)
+    members = [problem(seed)[1] for seed in (0, 1)]
+    loss, _ = problem(0)
+    stacked = {name: torch.stack([member[name] for member in members]) for name in SHAPES}
+    state = torch.vmap(tx.init)(stacked)
+    states = [tx.init(member) for member in members]
+    for _ in range(8):
+        gradients = torch.vmap(torch.func.grad(loss))(stacked)
+        updates, state = torch.vmap(tx.update)(gradients, state, stacked)
+        stacked = gradtx.apply_updates(stacked, updates)
+        for i, member in enumerate(members):
+            of_member, states[i] = tx.update(torch.func.grad(loss)(member), states[i], member)
+            members[i] = gradtx.apply_updates(member, of_member)
+            compare_trees({name: value[i] for name, value in stacked.items()}, members[i], 1e-10)
+
+
+def test_a_leaf_that_joins_late_has_pairs_of_its_own():
+    """Alone with its history, a leaf has a direction that its own products give, not those of another one."""
+    weights = [torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64)) for _ in range(2)]
+    curvatures = [torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])]
+    optimizer = gradtx.optim.LBFGS(weights, lr=0.1, history=2)
+    for step in range(3):
+        for i, (weight, curvature) in enumerate(zip(weights, curvatures, strict=True)):
+            weight.grad = curvature * weight.detach() if i == 0 or step > 1 else None
+        before = [weight.detach().clone() for weight in weights]
+        length = sum(weight.grad.abs().sum() for weight in weights if weight.grad is not None)
+        optimizer.step()
+    g = weights[1].grad
+    torch.testing.assert_close(weights[1].detach(), before[1] - 0.1 * g / max(1.0, length), rtol=1e-12, atol=0)
+    first, second = (optimizer.state[weight] for weight in weights)
+    assert first["products_s"].count_nonzero() > 0
+    assert second["products_s"].count_nonzero() == 0
+
+
+def test_the_history_of_an_optimizer_moves_on_without_copies_and_a_state_dict_keeps_its_values():
+    weight = torch.nn.Parameter(torch.linspace(1, 2, 6))
+    optimizer = gradtx.optim.LBFGS([weight], lr=0.1, history=3)
+    for _ in range(5):
+        weight.grad = weight.detach() * torch.linspace(1, 3, 6)
+        saved = dict(optimizer.state_dict()["state"][0])
+        del saved["step"]  # counted in place, as by torch
+        values = copy.deepcopy(saved)
+        slots = dict(optimizer.state[weight])
+        optimizer.step()
+        for key, value in saved.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(values[key])), key
+    state = optimizer.state[weight]
+    for name in "sy":
+        assert state[f"{name}_0"] is slots[f"{name}_1"]
+        assert state[f"{name}_1"] is slots[f"{name}_2"]
+    memory = [value.data_ptr() for value in state.values() if isinstance(value, torch.Tensor)]
+    assert len(set(memory)) == len(memory)
+
+
+def test_an_update_runs_few_operations_however_long_the_history():
+    counts = []
+    for history in (2, 20):
+        weight = torch.nn.Parameter(torch.linspace(1, 2, 6))
+        optimizer = gradtx.optim.LBFGS([weight], lr=0.1, history=history)
+        for _ in range(3):
+            weight.grad = weight.detach() * torch.linspace(1, 3, 6)
+            with torch.autograd.profiler.profile() as profile:
+                optimizer.step()
+        counts.append(len(profile.function_events))
+    assert counts[1] - counts[0] < 18 * 6  # pairs, of which each is read, and moves on
 
 
 def test_a_pair_joins_only_from_the_second_step_and_the_state_counts_them():
