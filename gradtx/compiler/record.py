@@ -476,14 +476,21 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
         return ()
     if not _OperatorProperties.of(operator).keeps_shape:
         return None
-    shape: Sequence[int] = ()
-    for tensor in args:
-        if not isinstance(tensor, Tensor) or not tensor.ndim:
-            continue
-        if not tensor.is_contiguous() or (shape and tensor.shape != shape):
-            return None
-        shape = tensor.shape
-    return shape
+    tensors = [x for x in args if isinstance(x, Tensor) and x.ndim]
+    shapes = {x.shape for x in tensors}
+    if not all(map(Tensor.is_contiguous, tensors)):
+        return None
+    if len(shapes) < 2:
+        return next(iter(shapes), ())
+    # Others are broadcast to the shape of one, whose layout the result has; `torch.broadcast_shapes` imports sympy.
+    widest = max(shapes, key=lambda shape: (len(shape), shape.numel()))
+    return widest if all(_fits(shape, widest) for shape in shapes) else None
+
+
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether torch broadcasts a shape to another one, with as many dimensions or more."""
+    pairs = zip(reversed(shape), reversed(into), strict=False)
+    return all(size in (1, wide) for size, wide in pairs)
 
 
 def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:

@@ -1,0 +1,97 @@
+"""Repeat the operations of a function of many tensors as it was recorded: no pass changes how a result is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from gradtx.compiler.fuse import remove_unused
+from gradtx.compiler.graph import computes, is_view
+from gradtx.compiler.record import PhaseResult, record
+from gradtx.compiler.text import Text, function_text, tuple_of
+
+aten = torch.ops.aten
+
+
+class Repeated:
+    """A function of tensors, which repeats the operations that it runs on stand-ins without values.
+
+    Args:
+        function: The function; its results share no memory with each other or with the arguments.
+        tensors: Tensors with the dtypes and shapes of its arguments, which are contiguous on one device.
+
+    Attributes:
+        size: How many operations it has.
+
+    Raises:
+        Exception: If the function does something that cannot be repeated, as `record` says.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list[Tensor]], list[Tensor]],
+        tensors: Sequence[Tensor],
+    ):
+        def outputs(arguments: list[Tensor]) -> PhaseResult:
+            return PhaseResult(function(arguments), (), None)
+
+        device = tensors[0].device
+        kinds = [(tensor.dtype, tensor.shape) for tensor in tensors]
+        recording = record(outputs, (), kinds, device)
+        graph = recording.graph
+        graph.output(tuple(recording.outputs))
+        for node in graph.nodes:
+            node.meta["kind"] = "list"
+        _merge_equal(graph, recording.outputs)
+        remove_unused(graph)
+        self.size = len(graph.nodes)
+        self._run = _compiled(graph, recording.leaves, recording.outputs, device)
+
+    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        return self._run(tensors)
+
+
+def _merge_equal(graph: Graph, outputs: Iterable[Node]) -> None:
+    """Run equal operations once, such as the corrections of each leaf; results keep memory of their own."""
+    kept: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node in outputs or any(is_view(user) for user in kept & node.users.keys()):
+            kept.add(node)
+    earlier: dict[str, Node] = {}
+    for node in list(graph.nodes):
+        if not computes(node) or node in kept or node.target is aten.clone.default:
+            continue
+        equal = earlier.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
+        if equal is not node:
+            node.replace_all_uses_with(equal)
+            graph.erase_node(node)
+
+
+def _compiled(
+    graph: Graph,
+    arguments: Sequence[Node],
+    outputs: Sequence[Node],
+    device: torch.device,
+) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
+    """Return a graph as a function, in which each value is freed after its last use."""
+    text = Text(device)
+    last_user: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for value in node.all_input_nodes:
+            last_user[value] = node
+    lines = [f"{tuple_of([node.name for node in arguments])} = tensors"]
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        line = f"{node.name} = {text.shared(node)}"
+        freed = [
+            value.name for value in node.all_input_nodes if last_user[value] is node
+        ]
+        lines.append("; ".join([line, *(f"del {name}" for name in freed)]))
+    lines.append(f"return {tuple_of([node.name for node in outputs])}")
+    source = function_text("run(tensors)", lines)
+    exec(compile(source, "<gradtx repeated operations>", "exec"), text.namespace)
+    return text.namespace["run"]
