@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,19 @@ from gradtx.compiler.record import PhaseResult, record
 from gradtx.compiler.text import Text, function_text, tuple_of
 
 aten = torch.ops.aten
+
+
+# Operators that functions of torch with the same arguments call in less time.
+UNARY = "abs clone exp expm1 log neg reciprocal rsqrt sign sqrt tanh"
+BINARY = "add div eq ge gt le lt mul ne sub"
+AS_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    **{getattr(aten, name).default: getattr(torch, name) for name in UNARY.split()},
+    **{getattr(aten, name).Tensor: getattr(torch, name) for name in BINARY.split()},
+    aten.eq.Scalar: torch.eq,
+    aten.ne.Scalar: torch.ne,
+    aten.pow.Tensor_Scalar: torch.pow,
+    aten.where.self: torch.where,
+}
 
 
 class Repeated:
@@ -87,6 +101,8 @@ def _compiled(
         if node.op != "call_function":
             continue
         line = f"{node.name} = {text.shared(node)}"
+        if node.target in AS_FUNCTIONS:
+            text.namespace[f"f_{node.name}"] = AS_FUNCTIONS[node.target]
         freed = [
             value.name for value in node.all_input_nodes if last_user[value] is node
         ]

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import runs_eagerly
+from gradtx.base.errors import UnknownInProgramError
 from gradtx.base.exact import exact_dtype
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import is_usual
 from gradtx.base.recent import Recent
 from gradtx.compiler.repeat import Repeated
-from gradtx.execution.context import UNREAD
 from gradtx.execution.extras import as_scalar
 from gradtx.plans.hyperparameters import ChainOf, hyperparameters_of
 from gradtx.pure import tree_run as _pure
@@ -110,17 +110,15 @@ class RepeatedCalls:
         self.operations = Repeated(of_all, [tensor for tensor, _ in arguments])
 
 
-def are_suitable(arguments: Iterable[Members]) -> bool:
+def are_suitable(arguments: Sequence[Members]) -> bool:
     """Whether operations may be repeated with these arguments."""
-    tensors: list[Tensor] = []
-    for tensor, dim in arguments:
-        if dim or not is_usual(tensor):
-            return False
-        tensors.append(tensor)
-    devices = {tensor.device for tensor in tensors}
+    tensors = [tensor for tensor, _ in arguments]
+    first = tensors[0]
     return (
-        len(devices) == 1
-        and exact_dtype(tensors[0]) is torch.float64
+        not any(dim for _, dim in arguments)
+        and all(map(is_usual, tensors))
+        and len({tensor.device for tensor in tensors}) == 1
+        and exact_dtype(first) is torch.float64
         and not records_gradients(tensors, ())
     )
 
@@ -196,8 +194,13 @@ def update(call: UpdateCall) -> Any:
     return trees.with_updates(of_updates), tree_of(of_state, leaves)
 
 
+def uncalled(*arguments: Any) -> Any:
+    """Stand for an extra that is a function, where operations that do not call it are recorded."""
+    raise UnknownInProgramError("a rule calls a function of the caller")
+
+
 def _scalar_extras(extras: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the extras that are scalars; no rule reads the others, which are functions.
+    """Return the extras that are scalars; no rule calls the others, which are functions.
 
     Raises:
         UnsuitableError: If there are others.
@@ -220,7 +223,7 @@ def _function_of(
         values = iter(tensors)
         leaves = [None if x is None else next(values) for x in trees.tensors]
         updates, state, params = tree_of(trees.structure, iter(leaves), opens=True)
-        extras = dict.fromkeys(call.extras, UNREAD)
+        extras: dict[str, Any] = dict.fromkeys(call.extras, uncalled)
         extras |= {name: next(values) for name in scalars}
         hyperparameters = hyperparameters_of(call.tx)
         numbers = [
