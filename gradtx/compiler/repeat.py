@@ -35,7 +35,8 @@ class Repeated:
 
     Args:
         function: The function; its results share no memory with each other or with the arguments.
-        tensors: Tensors with the dtypes and shapes of its arguments, which are contiguous on one device.
+        tensors: Tensors with the dtypes and shapes of its arguments, which are contiguous on one device. Where autograd
+            records, it records operations that are repeated as those of the function.
 
     Attributes:
         size: How many operations it has.
@@ -54,7 +55,9 @@ class Repeated:
 
         device = tensors[0].device
         kinds = [(tensor.dtype, tensor.shape) for tensor in tensors]
-        recording = record(outputs, (), kinds, device)
+        records = torch.is_grad_enabled()
+        flags = [tensor.requires_grad for tensor in tensors] if records else []
+        recording = record(outputs, (), kinds, device, flags)
         graph = recording.graph
         graph.output(tuple(recording.outputs))
         for node in graph.nodes:
@@ -70,14 +73,16 @@ class Repeated:
 
 def _merge_equal(graph: Graph, outputs: Iterable[Node]) -> None:
     """Run equal operations once, such as the corrections of each leaf; results keep memory of their own."""
-    kept: set[Node] = set()
+    kept = set(outputs)
     for node in reversed(graph.nodes):
-        if node in outputs or any(is_view(user) for user in kept & node.users.keys()):
+        if any(user in kept and is_view(user) for user in node.users):
             kept.add(node)
     earlier: dict[str, Node] = {}
     for node in list(graph.nodes):
         if not computes(node) or node in kept or node.target is aten.clone.default:
             continue
+        if getattr(node.meta["val"], "requires_grad", True):
+            continue  # derivatives would be added in another order
         equal = earlier.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
         if equal is not node:
             node.replace_all_uses_with(equal)

@@ -37,6 +37,7 @@ from gradtx.plans.plan import Family, LeafKind, Plan, planned, signature_of
 from gradtx.pure import members as _members
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.known_trees import NO_LAYOUTS, KnownTrees, Layouts, SharedTrees
+from gradtx.pure.repeated_calls import recorded_update
 from gradtx.pure.structures import (
     TensorSpec,
     Trees,
@@ -130,7 +131,7 @@ def _recorded(call: UpdateCall, trees: Trees, known: KnownTrees, key: Any) -> An
     _, (*others, _) = trees.structure
     count = sum(map(count_of, others))
     if any(flags[:count]) or records_gradients((), hyperparameters_of(call.tx).tensors):
-        return None
+        return recorded_update(call)
     _, scalar_extras, extras, _ = key
     if scalar_extras != extras:  # a function of the user may need autograd
         return None
@@ -140,7 +141,7 @@ def _recorded(call: UpdateCall, trees: Trees, known: KnownTrees, key: Any) -> An
     if layouts.unrecorded == of_call:
         with torch.no_grad():
             return update(call)
-    result = _pure.update(call)
+    result = recorded_update(call) or _pure.update(call)
     if not any(tensor.requires_grad for tensor in _tree.tensors(result)):
         with torch.no_grad():
             update(call)  # makes a plan

@@ -486,7 +486,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
 def update(
     call: UpdateCall, observer: Observer | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    _warn_of_graphs(call.state, call.params)
+    warn_of_graphs(call.state, call.params)
     try:
         return _update(call, observer)
     except (RuntimeError, IndexError) as error:
@@ -495,7 +495,7 @@ def update(
         raise
 
 
-def _warn_of_graphs(state: Any, params: Any) -> None:
+def warn_of_graphs(state: Any, params: Any) -> None:
     """Warn once in a loop whose parameters require gradients: autograd records each update, or keeps all of them."""
     if not torch.is_grad_enabled() or _torch.inside_transform():
         return

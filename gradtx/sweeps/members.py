@@ -19,9 +19,16 @@ from gradtx.base.torch_names import with_own_code
 from gradtx.execution.traits import Traits
 from gradtx.functional import LossAt, stack, stepped, unstack
 from gradtx.hessian import draw_probe
-from gradtx.pure.members import ALL_CALLS, are_suitable, repeated, repeats, uncalled
+from gradtx.pure.members import over_members
+from gradtx.pure.repeated_calls import (
+    ALL_CALLS,
+    are_suitable,
+    repeated,
+    repeats,
+    uncalled,
+)
 from gradtx.pure.structures import UnsuitableError, plain, structure_of, tree_of
-from gradtx.pure.tree_run import TreeRun
+from gradtx.pure.tree_run import TreeRun, records_gradients
 from gradtx.sweeps.settings import Group
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -343,8 +350,7 @@ class RepeatedStep:
             return None
         if self._is_by_entry:
             tensors = list(map(Tensor.contiguous, tensors))
-        arguments = [(tensor, 0) for tensor in tensors]
-        if not are_suitable(arguments):
+        if not are_suitable(tensors) or records_gradients(tensors, ()):
             return None
         _, (*_, of_params, of_state, _) = structure
         of_results = "tuple", (of_params, of_state, None, None)
@@ -360,22 +366,21 @@ class RepeatedStep:
             return results, None
 
         members = len(tensors[0])
+        of_all = over_members(rest, [0] * len(tensors), members)
         key = RepeatedStep, self._structure, plain(structure)
-        found = repeated(key, rest, arguments, members, self._known)
+        found = repeated(key, of_all, tensors, self._known)
         if found is None:
             return None
-        results, _ = found
-        of_all = (
-            x if dim == 0 else _along_first(x, dim, members) for x, dim in results
-        )
-        return tree_of(of_results, of_all, opens=True)
+        results, (_, dims) = found
+        stacked = map(_along_first, results, dims, [members] * len(dims))
+        return tree_of(of_results, stacked, opens=True)
 
 
 def _along_first(tensor: Tensor, dim: int | None, members: int) -> Tensor:
     """Return a tensor whose first dimension is that of members, as `torch.vmap` returns it."""
     if dim is None:
         return tensor.expand(members, *tensor.shape)
-    return tensor.movedim(dim, 0)
+    return tensor.movedim(dim, 0) if dim else tensor
 
 
 def _hessian_diag(

@@ -8,10 +8,10 @@ from torch.func import grad, vmap
 
 import gradtx
 from gradtx.compiler.repeat import Repeated
-from gradtx.pure import members
+from gradtx.pure import repeated_calls
 from tests.conformance import assert_own_memory, assert_same, tensors
 
-MEMBERS, STEPS = 3, 5
+MEMBERS, STEPS = 3, repeated_calls.CALLS_BEFORE + 3
 SHAPES = {"a": (4, 3), "b": (5,), "c": ()}
 # Averages, matrices, sums over leaves, decisions, random numbers, combinators, periods.
 CHAINS = {
@@ -45,8 +45,8 @@ def recordings(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(members.ALL_CALLS, "_values", collections.OrderedDict())
-    monkeypatch.setattr(members, "Repeated", Counted)
+    monkeypatch.setattr(repeated_calls.ALL_CALLS, "_values", collections.OrderedDict())
+    monkeypatch.setattr(repeated_calls, "Repeated", Counted)
     return made
 
 
