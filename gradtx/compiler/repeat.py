@@ -11,8 +11,8 @@ from torch.fx import Graph, Node
 
 from gradtx.compiler.fuse import remove_unused
 from gradtx.compiler.graph import computes, is_view
-from gradtx.compiler.record import PhaseResult, record
-from gradtx.compiler.text import Text, function_text, tuple_of
+from gradtx.compiler.record import CPU, PhaseResult, record
+from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
 
 aten = torch.ops.aten
 
@@ -28,6 +28,18 @@ AS_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.pow.Tensor_Scalar: torch.pow,
     aten.where.self: torch.where,
 }
+
+
+# Those whose second operand may be a number, of which torch makes a tensor in each call.
+WITH_NUMBERS = (
+    aten.add.Tensor,
+    aten.div.Tensor,
+    aten.eq.Scalar,
+    aten.mul.Tensor,
+    aten.ne.Scalar,
+    aten.sub.Tensor,
+)
+WIDE = (torch.float32, torch.float64)
 
 
 class Repeated:
@@ -89,6 +101,24 @@ def _merge_equal(graph: Graph, outputs: Iterable[Node]) -> None:
             graph.erase_node(node)
 
 
+def _with_constants(graph: Graph, text: Text) -> None:
+    """Make numbers beside tensors 0-d tensors of the same dtype, which are rounded alike and made once."""
+    for node in graph.nodes:
+        if node.target not in WITH_NUMBERS or text.device.type != "cpu":
+            continue
+        x, number, *others = node.args
+        value = x.meta["val"] if isinstance(x, Node) else None
+        if value is None or not value.ndim or value.dtype not in WIDE:
+            continue
+        is_float = type(number) in (float, int)
+        if is_float and abs(number) <= torch.finfo(value.dtype).max:
+            name = f"constant_{node.name}"
+            text.namespace[name] = torch.tensor(number, dtype=value.dtype, device=CPU)
+            node.args = (x, Unquoted(name), *others)
+
+
+# Autograd saves no inference tensors.
+@torch.inference_mode(False)
 def _compiled(
     graph: Graph,
     arguments: Sequence[Node],
@@ -97,6 +127,7 @@ def _compiled(
 ) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
     """Return a graph as a function, in which each value is freed after its last use."""
     text = Text(device)
+    _with_constants(graph, text)
     last_user: dict[Node, Node] = {}
     for node in graph.nodes:
         for value in node.all_input_nodes:
