@@ -76,16 +76,28 @@ def train_step(
     ) -> tuple[Any, dict[str, Any], Any]:
         at = LossAt(loss_fn, batch, has_aux)
         grads, (loss, aux) = at.gradients(params)
-        if not loss.is_floating_point():  # its gradients would be 0
-            raise TypeError(
-                f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
-            )
-        extras_of_loss = at.extras(loss)
-        updates, state = tx.update(grads, state, params, **{**extras_of_loss, **extras})
-        new_params = apply_updates(params, updates)
+        extras = {**at.extras(loss), **extras}
+        new_params, state = stepped(tx, grads, loss, params, state, extras)
         return new_params, state, (loss, aux) if has_aux else loss
 
     return with_own_code(step)
+
+
+def stepped(
+    tx: GradientTransformation,
+    grads: Any,
+    loss: Tensor,
+    params: Any,
+    state: dict[str, Any],
+    extras: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Return new parameters and a new state, given the gradients and the loss."""
+    if not loss.is_floating_point():  # its gradients would be 0
+        raise TypeError(
+            f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
+        )
+    updates, state = tx.update(grads, state, params, **extras)
+    return apply_updates(params, updates), state
 
 
 class LossAt(NamedTuple):

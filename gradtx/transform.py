@@ -21,6 +21,7 @@ from gradtx.execution.execute import negating
 from gradtx.execution.expansion import is_checked_already
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
+from gradtx.pure import first_trees as _first_trees
 from gradtx.pure import graph_node as _graphs
 from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
@@ -148,7 +149,7 @@ class GradientTransformation:
             state = _graphs.init(self, params, counts)
             if state is not None:
                 return state
-        return _pure.init(self, params, counts)
+        return _first_trees.init(self, params, counts)
 
     @_asks_for_state
     def update(

@@ -22,11 +22,11 @@ class Recent(Generic[K, V]):
     def get(self, key: K) -> V | None:
         """Return the value of a key, which then was used last; None if there is none."""
         with self._lock:
-            if key not in self._values:
+            found = self._values.get(key)
+            if found is None:
                 return None
             self._values.move_to_end(key)
-            value, _ = self._values[key]
-            return value
+            return found[0]
 
     def put(
         self, key: K, value: V, *, size: int = 1, most: int = 128

@@ -172,6 +172,45 @@ def is_batched(tensor: Tensor) -> bool:
     return False
 
 
+def only_vmap() -> tuple[int, int] | None:
+    """Return the level and the number of members of the active `vmap`; None if it is not the only transform."""
+    from torch._C._functorch import TransformType
+
+    interpreters = _C._functorch.get_interpreter_stack() or ()
+    if len(interpreters) != 1 or interpreters[0].key() != TransformType.Vmap:
+        return None
+    size = _C._functorch.CVmapInterpreterPtr(interpreters[0]).batchSize()
+    return interpreters[0].level(), size
+
+
+def members_of(tensor: Tensor) -> tuple[Tensor, int | None]:
+    """Return the values of all members that a tensor stands for, and their dimension; None if no `vmap` batched it."""
+    dim = _C._functorch.maybe_get_bdim(tensor)
+    return (tensor, None) if dim < 0 else (_C._functorch.get_unwrapped(tensor), dim)
+
+
+def of_member(tensor: Tensor, dim: int | None, level: int) -> Tensor:
+    """Return the tensor that stands for the values of all members, the reverse of `members_of`."""
+    return tensor if dim is None else _C._functorch._add_batch_dim(tensor, dim, level)
+
+
+@contextlib.contextmanager
+def new_vmap(members: int) -> Generator[int, None, None]:
+    """Enter a `vmap` over members, without random numbers, and return its level."""
+    level: int = _C._functorch._vmap_increment_nesting(members, "error")
+    try:
+        yield level
+    finally:
+        _C._functorch._vmap_decrement_nesting()
+
+
+def outside_transforms() -> contextlib.AbstractContextManager[Any]:
+    """Return a context without the transforms that are active outside."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
 def added_products(
     plus: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:

@@ -114,6 +114,7 @@ def record(
     scalars: Sequence[torch.dtype],
     leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
     device: torch.device = META,
+    flags: Sequence[bool] = (),
 ) -> Recording:
     """Record a function of 0-d tensors and of the tensors of one leaf.
 
@@ -122,19 +123,23 @@ def record(
         scalars: The dtypes of the arguments that all leaves share.
         leaves: The dtype and the shape of each of a leaf's arguments.
         device: The device of the leaves, for functions that call `device_of`.
+        flags: Whether each of a leaf's arguments requires gradients, where autograd is to record the operations
+            when they are repeated; empty where it records nothing.
 
     Raises:
         UnrecordableError: If the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
             in place itself.
     """
-    recorder = _Recorder(device)
+    recorder = _Recorder(device, bool(flags))
     scalar_nodes = [
         recorder.argument(f"scalar{i}", dtype, ()) for i, dtype in enumerate(scalars)
     ]
     leaf_nodes = [recorder.argument(f"leaf{i}", *leaf) for i, leaf in enumerate(leaves)]
+    for tensor, flag in zip(recorder.arguments[len(scalars) :], flags, strict=False):
+        tensor.requires_grad_(flag)
     _ACTIVE.recorders.append(recorder)
     try:
-        with torch.no_grad(), _torch.intercepting(recorder.call):
+        with torch.set_grad_enabled(bool(flags)), _torch.intercepting(recorder.call):
             result = function(list(recorder.arguments))
             if result.operation is not None and recorder.opaque:
                 raise UnrecordableError(
@@ -219,9 +224,10 @@ def _computed_by_owner(*payload: Tensor) -> Tensor:
 class _Recorder:
     """Execute operations on stand-ins and add each to a graph."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, differentiable: bool) -> None:
         self.graph = Graph()
         self.device = device
+        self.differentiable = differentiable
         # Keyed by the id of the stand-in, which `meta` keeps alive.
         self._nodes: dict[int, Node] = {}
         self.arguments: list[Tensor] = []  # their stand-ins
@@ -248,6 +254,10 @@ class _Recorder:
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Execute and record one operation."""
         properties = _OperatorProperties.of(operator)
+        if self.differentiable and not torch.is_grad_enabled():
+            raise UnrecordableError(
+                f"the rule has a derivative of its own ({operator})"
+            )
         if properties.reads_value:
             # Values computed from arguments are on the meta device, constants are not.
             if args[0].device.type != "cpu":
@@ -476,14 +486,21 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
         return ()
     if not _OperatorProperties.of(operator).keeps_shape:
         return None
-    shape: Sequence[int] = ()
-    for tensor in args:
-        if not isinstance(tensor, Tensor) or not tensor.ndim:
-            continue
-        if not tensor.is_contiguous() or (shape and tensor.shape != shape):
-            return None
-        shape = tensor.shape
-    return shape
+    tensors = [x for x in args if isinstance(x, Tensor) and x.ndim]
+    shapes = {x.shape for x in tensors}
+    if not all(map(Tensor.is_contiguous, tensors)):
+        return None
+    if len(shapes) < 2:
+        return next(iter(shapes), ())
+    # Others are broadcast to the shape of one, whose layout the result has; `torch.broadcast_shapes` imports sympy.
+    widest = max(shapes, key=lambda shape: (len(shape), shape.numel()))
+    return widest if all(_fits(shape, widest) for shape in shapes) else None
+
+
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether torch broadcasts a shape to another one, with as many dimensions or more."""
+    pairs = zip(reversed(shape), reversed(into), strict=False)
+    return all(size in (1, wide) for size, wide in pairs)
 
 
 def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.exact import is_stored_only
-from gradtx.base.plain import TYPES
+from gradtx.base.plain import TYPES, is_plain
 from gradtx.state.nested import LEAF_STEPS
 
 NOTHING: frozenset[int] = frozenset()
@@ -28,6 +28,13 @@ ON_HOST = frozenset(("cpu",))
 
 class UnsuitableError(Exception):
     """Raised for a call that no plan can run."""
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether an extra is a number, or a tensor of one, that programs take as an argument."""
+    if is_plain(value):
+        return value.ndim == 0 and not value.requires_grad
+    return type(value) is float
 
 
 def structure_of(
@@ -253,10 +260,18 @@ class Trees(NamedTuple):
             return self.tensors
         return [tensor for tensor in self.tensors if tensor is not None]
 
+    def of_updates(self) -> list[Any]:
+        """Return the updates in order, and None in place of each that is absent."""
+        return self.tensors[: self.count_of_updates]
+
     def updates(self) -> Any:
         """Return the tree of updates."""
+        return self.with_updates(self.of_updates())
+
+    def with_updates(self, updates: list[Any]) -> Any:
+        """Return the tree of updates with others in their place."""
         _, (of_updates, *_) = self.structure
-        return tree_of(of_updates, iter(self.tensors), opens=True)
+        return tree_of(of_updates, iter(updates), opens=True)
 
     def filled(self, tensors: Mapping[int, Tensor]) -> Trees:
         """Return the trees with these tensors, by their indices, in place of absent updates."""

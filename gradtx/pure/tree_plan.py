@@ -24,7 +24,7 @@ from gradtx.base.complex_views import as_complex, as_real
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
-from gradtx.base.plain import are_dense, is_plain
+from gradtx.base.plain import are_dense
 from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import FROZEN, Leaf, execute
@@ -34,14 +34,17 @@ from gradtx.plans.bundle import FunctionOf, is_on_accelerator, list_function_of
 from gradtx.plans.function import Signature
 from gradtx.plans.hyperparameters import ChainOf, Hyperparameters, hyperparameters_of
 from gradtx.plans.plan import Family, LeafKind, Plan, planned, signature_of
+from gradtx.pure import members as _members
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.known_trees import NO_LAYOUTS, KnownTrees, Layouts, SharedTrees
+from gradtx.pure.repeated_calls import recorded_update
 from gradtx.pure.structures import (
     TensorSpec,
     Trees,
     UnsuitableError,
     count_of,
     counts_of,
+    is_scalar,
     plain,
     tree_of,
 )
@@ -59,13 +62,10 @@ from gradtx.state.slots import without_number
 
 def update(call: UpdateCall) -> Any:
     """Return the result of `_pure.update`, computed by a plan; None if none can run this call."""
-    if (
-        runs_eagerly()
-        or _torch.is_intercepted()
-        or _torch.inside_transform()
-        or _torch.forward_mode_active()
-    ):
+    if runs_eagerly() or _torch.is_intercepted() or _torch.forward_mode_active():
         return None
+    if _torch.inside_transform():
+        return _members.update(call)
     tx, updates, state, params, extras = call
     try:
         trees = Trees.of(updates, state, params, counts_of(state))
@@ -73,7 +73,7 @@ def update(call: UpdateCall) -> Any:
         return None
     scalar_extras: dict[str, Tensor] = {}
     for name, value in extras.items():
-        if _is_scalar(value):
+        if is_scalar(value):
             scalar_extras[name] = as_scalar(name, value)
     hyperparameters = hyperparameters_of(tx)
     key = (
@@ -131,7 +131,7 @@ def _recorded(call: UpdateCall, trees: Trees, known: KnownTrees, key: Any) -> An
     _, (*others, _) = trees.structure
     count = sum(map(count_of, others))
     if any(flags[:count]) or records_gradients((), hyperparameters_of(call.tx).tensors):
-        return None
+        return recorded_update(call)
     _, scalar_extras, extras, _ = key
     if scalar_extras != extras:  # a function of the user may need autograd
         return None
@@ -141,7 +141,7 @@ def _recorded(call: UpdateCall, trees: Trees, known: KnownTrees, key: Any) -> An
     if layouts.unrecorded == of_call:
         with torch.no_grad():
             return update(call)
-    result = _pure.update(call)
+    result = recorded_update(call) or _pure.update(call)
     if not any(tensor.requires_grad for tensor in _tree.tensors(result)):
         with torch.no_grad():
             update(call)  # makes a plan
@@ -246,12 +246,6 @@ def plans_of(tx: Transformation) -> KnownTrees:
     if tx._plan_cache is None:
         tx._set(_plan_cache=_SHARED.of_chain(tx))
     return tx._plan_cache  # type: ignore[return-value]
-
-
-def _is_scalar(value: Any) -> bool:
-    if is_plain(value):
-        return value.ndim == 0 and not value.requires_grad
-    return type(value) is float
 
 
 class Increments(NamedTuple):

@@ -410,6 +410,14 @@ def new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
 
 
 def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, Any]:
+    state, _ = started(tx, params, counts)
+    return state
+
+
+def started(
+    tx: Transformation, params: Any, counts: str
+) -> tuple[dict[str, Any], bool]:
+    """Return the first state of a tree, and whether it is 0 for all values of parameters."""
     if counts not in ("calls", "leaves"):
         raise ValueError(f"init: counts must be 'calls' or 'leaves', got {counts!r}")
     leaves, unflatten = _tree.flatten(params, "params")
@@ -426,6 +434,7 @@ def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, An
     if cells:
         check_patterns(run.seen_slots)
     state = _first_state(run, cells)
+    is_zero = _starts_at_zero(run, cells)
     run.release()
     if counts == "leaves":
         state[LEAF_STEPS] = {
@@ -435,7 +444,7 @@ def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, An
     run.memory.register(_tree.tensors(params))
     state = _tree.map_tensors(run.memory.unshared, state)
     if not cells or not _torch.inside_transform():
-        return state
+        return state, is_zero
     # Under vmap a count is the same for all members and would be returned with stride 0. Later counts have another
     # stride, so a compiled step would be compiled twice.
     batched = cells[0].inputs[1].new_ones((), dtype=torch.bool)
@@ -443,7 +452,22 @@ def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, An
     def batch(tensor: Tensor) -> Tensor:
         return torch.where(batched, tensor, tensor)
 
-    return _tree.map_tensors(batch, state)
+    return _tree.map_tensors(batch, state), is_zero
+
+
+def _starts_at_zero(run: TreeRun, cells: list[Leaf]) -> bool:
+    """Whether a first state consists of slots that are 0 for all values of parameters."""
+    has_others = run.new_trees or run.selectors or any(run.new_shared.values())
+    if has_others or not all(operation.starts_alike for operation in run.route.walk()):
+        return False
+    slots: dict[Path, set[str]] = {}
+    for cell in cells:
+        for path, of_cell in cell.new.items():
+            slots.setdefault(path, set()).update(of_cell)
+    for operation in run.route.walk():
+        if not all(map(operation.starts_at_zero, slots.pop(operation.path, ()))):
+            return False
+    return not slots
 
 
 def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
@@ -462,7 +486,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
 def update(
     call: UpdateCall, observer: Observer | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    _warn_of_graphs(call.state, call.params)
+    warn_of_graphs(call.state, call.params)
     try:
         return _update(call, observer)
     except (RuntimeError, IndexError) as error:
@@ -471,7 +495,7 @@ def update(
         raise
 
 
-def _warn_of_graphs(state: Any, params: Any) -> None:
+def warn_of_graphs(state: Any, params: Any) -> None:
     """Warn once in a loop whose parameters require gradients: autograd records each update, or keeps all of them."""
     if not torch.is_grad_enabled() or _torch.inside_transform():
         return

@@ -13,10 +13,22 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
+from gradtx.base.names import is_ours
+from gradtx.base.recent import Recent
 from gradtx.base.torch_names import with_own_code
-from gradtx.functional import stack, train_step, unstack
+from gradtx.execution.traits import Traits
+from gradtx.functional import LossAt, stack, stepped, unstack
 from gradtx.hessian import draw_probe
-from gradtx.pure.tree_run import TreeRun
+from gradtx.pure.members import over_members
+from gradtx.pure.repeated_calls import (
+    ALL_CALLS,
+    are_suitable,
+    repeated,
+    repeats,
+    uncalled,
+)
+from gradtx.pure.structures import UnsuitableError, plain, structure_of, tree_of
+from gradtx.pure.tree_run import TreeRun, records_gradients
 from gradtx.sweeps.settings import Group
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -99,6 +111,8 @@ class Trainer:
             leaves = [(name, leaf.shape, leaf.dtype) for name, leaf in first.items()]
             guards = len(members), randomness, tuple(leaves), run.device
             self._step_all = compiled_step(group, loss_fn, guards, randomness)
+        elif _repeats(group):
+            self._step_all = RepeatedStep(group, randomness, run.route.traits())
         else:
             self._step_all = step_of(group, randomness)
 
@@ -247,21 +261,126 @@ def _step(
     Args:
         probes: A random vector, in steps that read a Hessian.
     """
-    tx = group.with_scalars(scalars)
-    step = train_step(loss_fn, tx)
-    extras = {}
-    if "hessian_diag" in tx.needs:
+    at = LossAt(loss_fn, (batch,))
+    grads, (loss, _) = at.gradients(params)
+    extras = at.extras(loss)
+    if "hessian_diag" in group.with_scalars(scalars).needs:
         extras["hessian_diag"] = _hessian_diag(loss_fn, params, batch, probes)
-    new_params, new_state, loss = step(params, state, batch, **extras)
+    return _rest_of_step(group, extras, scalars, grads, loss, params, state, alive)
+
+
+def _rest_of_step(
+    group: Group,
+    extras: dict[str, Any],
+    scalars: Any,
+    grads: Any,
+    loss: Tensor,
+    params: Any,
+    state: Any,
+    alive: Tensor,
+) -> tuple[Any, Any, Tensor, Tensor]:
+    """Make a step whose gradients are known, unless the member has diverged or diverges now."""
+    tx = group.with_scalars(scalars)
+    new_params, new_state = stepped(tx, grads, loss, params, state, extras)
     finite = alive & loss.isfinite()
     for leaf in _tree.tensors(new_params):
-        finite = finite & leaf.isfinite().all()
+        # 0 times a value is 0 if it is finite, else NaN; `isfinite` runs four operations under `vmap`.
+        finite = finite & ((leaf * 0).sum() == 0)
 
     def chosen(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(finite, new, old)
 
     kept = _tree.map_tensors(chosen, (new_params, new_state), (params, state))
     return (*kept, finite, loss.to(exact_dtype(loss)))
+
+
+def _repeats(group: Group) -> bool:
+    """Whether the operations of a step that follow its gradients may be repeated."""
+    tx = group.with_scalars({})
+    return {*tx.needs} <= {"params", "value"} and repeats(tx)
+
+
+class RepeatedStep:
+    """The step of all members of a group, which repeats the operations that follow the gradients.
+
+    Args:
+        group, randomness: As in `step_of`.
+        traits: The traits of the chain.
+    """
+
+    def __init__(self, group: Group, randomness: str, traits: Traits):
+        self._group = group
+        self._structure = group.structure()
+        # A function of a user may read what changes between sweeps.
+        self._known = ALL_CALLS if is_ours(group.make.func) else Recent()
+        self._vmap = functools.partial(torch.vmap, randomness=randomness)
+        # Sums may round differently in other orders of memory.
+        self._is_by_entry = traits.elementwise and not traits.has_sums
+
+    def __call__(
+        self,
+        loss_fn: Callable[[Any, Any], Tensor],
+        scalars: Any,
+        params: Any,
+        state: Any,
+        alive: Tensor,
+        batch: Any,
+        probes: tuple[Any, ...],
+    ) -> Any:
+        gradients = self._vmap(torch.func.grad_and_value(loss_fn), in_dims=(0, None))
+        grads, loss = gradients(params, batch)
+        trees = scalars, grads, loss, params, state, alive
+        results = self._repeated(trees)
+        if results is not None:
+            return results
+
+        def rest(batch: Any, loss: Tensor, *trees: Any) -> Any:
+            extras = LossAt(loss_fn, (batch,)).extras(loss)
+            return _rest_of_step(self._group, extras, *trees)
+
+        axes = (None, *[0] * (1 + len(trees)))
+        return self._vmap(rest, in_dims=axes)(batch, loss, *trees)
+
+    def _repeated(self, trees: tuple[Any, ...]) -> Any:
+        """Return the results of the operations after the gradients; None if rules have to run."""
+        tensors: list[Tensor] = []
+        try:
+            structure = structure_of(trees, tensors, opens=True)
+        except UnsuitableError:
+            return None
+        if self._is_by_entry:
+            tensors = list(map(Tensor.contiguous, tensors))
+        if not are_suitable(tensors) or records_gradients(tensors, ()):
+            return None
+        _, (*_, of_params, of_state, _) = structure
+        of_results = "tuple", (of_params, of_state, None, None)
+
+        def rest(tensors: list[Tensor]) -> tuple[list[Tensor], Any]:
+            trees = tree_of(structure, iter(tensors), opens=True)
+            _, _, loss, *_ = trees
+            extras = {"value": loss, "value_fn": uncalled, "grad_fn": uncalled}
+            results: list[Tensor] = []
+            returned = _rest_of_step(self._group, extras, *trees)
+            if structure_of(returned, results, opens=True) != of_results:
+                raise UnsuitableError
+            return results, None
+
+        members = len(tensors[0])
+        of_all = over_members(rest, [0] * len(tensors), members)
+        key = RepeatedStep, self._structure, plain(structure)
+        found = repeated(key, of_all, tensors, self._known)
+        if found is None:
+            return None
+        results, (_, dims) = found
+        stacked = map(_along_first, results, dims, [members] * len(dims))
+        return tree_of(of_results, stacked, opens=True)
+
+
+def _along_first(tensor: Tensor, dim: int | None, members: int) -> Tensor:
+    """Return a tensor whose first dimension is that of members, as `torch.vmap` returns it."""
+    if dim is None:
+        return tensor.expand(members, *tensor.shape)
+    return tensor.movedim(dim, 0) if dim else tensor
 
 
 def _hessian_diag(

@@ -171,10 +171,14 @@ def by_key(pairs: Iterable[tuple[Any, T]]) -> list[tuple[Any, list[T]]]:
 
 def _may_vary(make: Make, settings: Sequence[Setting], name: str) -> bool:
     """Whether a callable accepts 0-d tensors in place of the numbers of this argument."""
-    for setting in settings:
+    if not all(_scalars(setting[name]) for setting in settings):
+        return False
+    # Settings that differ in these numbers alone are one call.
+    others = [
+        ({**setting, name: _structure(setting[name])}, setting) for setting in settings
+    ]
+    for _, (setting, *_) in by_key(others):
         value = setting[name]
-        if not _scalars(value):
-            return False
 
         def made(entries: tuple[Tensor, ...], setting: Setting = setting) -> Tensor:
             make(**{**setting, name: _replaced(setting[name], entries)})

@@ -497,3 +497,55 @@ def test_progress_true_shows_where_stderr_is_no_terminal(progress, shows, capsys
     pytest.importorskip("tqdm")
     sweep(gradtx.sgd, {"lr": [0.1]}, seeds=1, steps=2, progress=progress)
     assert ("sweep" in capsys.readouterr().err) == shows
+
+
+DECAY = 0.0
+
+
+def decayed(lr):
+    return gradtx.adamw(lr, weight_decay=DECAY)
+
+
+def test_later_sweeps_see_what_the_function_of_an_optimizer_reads(monkeypatch):
+    for decay in (0.0, 0.5):
+        monkeypatch.setitem(globals(), "DECAY", decay)
+        result = sweep(decayed, seeds=1)
+        expected = trained(gradtx.adamw, {"lr": RATES[1], "weight_decay": decay}, 0)[1]
+        assert_close(result.params({"lr": RATES[1]}, 0), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_loss_that_calls_random_numbers_calls_them_once_a_step():
+    calls = []
+
+    def loss_with_noise(params, batch):
+        calls.append(1)
+        return loss_fn(params, batch) + torch.randn(()).to(torch.float64) * params["out"].sum()
+
+    options = {"steps": 6, "every": 6, "progress": False, "randomness": "same"}
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    gradtx.sweep(loss_with_noise, gradtx.adamw, weights(0), batch_of, {"lr": RATES}, **options)
+    count, after = len(calls), torch.get_rng_state()
+    torch.set_rng_state(before)
+    for _ in range(count):
+        torch.randn(())
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize(
+    "make", [gradtx.adamw, lambda lr: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr))]
+)
+def test_gradients_in_any_layout_train_as_a_loop(make):
+    def transposed(params, batch):
+        x, y = batch
+        return (torch.tanh(x @ params["w"].mT) @ params["out"] - y).square().mean()
+
+    params = {"w": weights(0)["hidden"]["w"], "out": weights(0)["out"]}
+    options = {"steps": STEPS, "every": STEPS, "progress": False}
+    result = gradtx.sweep(transposed, make, params, batch_of, {"lr": RATES}, **options)
+    tx, expected = make(lr=RATES[2]), params
+    state = tx.init(params)
+    for step in range(STEPS):
+        updates, state = tx.update(torch.func.grad(transposed)(expected, batch_of(step)), state, expected)
+        expected = gradtx.apply_updates(expected, updates)
+    assert_close(result.params({"lr": RATES[2]}, 0), expected, rtol=1e-10, atol=1e-12)
