@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base.errors import Path
 from gradtx.base.plain import is_plain
+from gradtx.base.recent import Recent
 from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.traits import Traits
@@ -108,6 +109,7 @@ class Outline:
         is_shared: Whether optimizers share it.
         requirements: The kinds of extras, and the requirements of links.
         first_states: The first states of parameters that start at zero, by what these depend on.
+        plans: Plans of engines without tensors, by what they depend on, with objects whose ids tell it.
     """
 
     structure: Structure
@@ -115,6 +117,7 @@ class Outline:
     is_shared: bool
     requirements: Any
     first_states: dict[Any, FirstState] = field(default_factory=dict[Any, FirstState])
+    plans: Recent[Any, Any] = field(default_factory=Recent[Any, Any])
 
     @property
     def route(self) -> Route:

@@ -264,6 +264,7 @@ def comparable(slot: Tensor) -> Tensor:
 GRAD = operator.attrgetter("grad")  # of a parameter
 COUNT = operator.attrgetter("count")
 STATE = operator.attrgetter("state")
+PARAM = operator.attrgetter("param")
 GRADIENT = operator.attrgetter("param.grad")
 
 STEP = operator.itemgetter("step")
