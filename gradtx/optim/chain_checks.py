@@ -89,9 +89,12 @@ def _jointly(ascend: Iterable[bool | None]) -> bool | None:
 
 def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
     """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
+    keys = [key for key in keys if isinstance(key, str) and key not in FOREIGN_KEYS]
+    if not keys:
+        return
     known = {name for entry in entries for name in (*entry.names, entry.argument.name)}
     for key in keys:
-        if not isinstance(key, str) or key in known or key in FOREIGN_KEYS:
+        if key in known:
             continue
         # A key that contains a whole name, such as `lr_scale`, is another key, not a misspelled name.
         if any(f"_{name}_" in f"_{key}_" for name in (*known, "lr")):

@@ -58,6 +58,7 @@ MOST_SIDES = 3
 FAR = 0.999
 MOST_BOXES = 64  # of a chain
 CONSTANTS = (bool, int, float, str, torch.dtype)
+SETTLED = frozenset((bool, int, str, type(None)))
 
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
@@ -269,7 +270,9 @@ class GroupSettings:
         if "lr" not in group:
             self._defaults["lr"] = group["lr"] = 0.0
         self.shown: Values = {
-            name: group[name] for name in self.sources if self.follows_schedule(name)
+            name: group[name]
+            for name, source in self.sources.items()
+            if type(source) is not float and has_schedule(source)
         }
         self._clear()
         self._take(self.sources)
@@ -303,6 +306,8 @@ class GroupSettings:
         changed = []
         for name, content, before in zip(self.entries, contents, seen, strict=True):
             if content is not before:
+                if _is_settled(content) and content is values.get(name, UNSEEN):
+                    continue  # it was checked
                 value = self._value(name)
                 if name not in values or not is_same(value, values[name]):
                     changed.append(name)
@@ -530,19 +535,24 @@ def defaults_of(groups: list[GroupSettings]) -> dict[str, Any]:
     OneCycleLR and CyclicLR read and write `betas` of every group if the defaults contain them. Otherwise they only
     write `momentum`, if the defaults contain it, so one group that has it is enough.
     """
+    # Groups without labels, or with the same, have the same ones.
+    different = list(
+        {id(settings.entries): settings.entries for settings in groups}.values()
+    )
     entries = {
         name: entry
-        for name, entry in groups[0].entries.items()
-        if all(name in settings.entries for settings in groups)
+        for name, entry in different[0].items()
+        if all(name in others for others in different)
     }
     if "betas" not in entries:
-        for settings in groups:
-            if "momentum" in settings.entries:
-                entries.setdefault("momentum", settings.entries["momentum"])
-    return {
-        name: next_value(entry.value, 0) if has_schedule(entry.value) else entry.value
-        for name, entry in entries.items()
-    }
+        for others in different:
+            if "momentum" in others:
+                entries.setdefault("momentum", others["momentum"])
+    defaults = {name: entry.value for name, entry in entries.items()}
+    for name, value in defaults.items():
+        if type(value) is not float and has_schedule(value):
+            defaults[name] = next_value(value, 0)
+    return defaults
 
 
 def names_in_group(
@@ -697,9 +707,14 @@ def without_arrays(value: Any) -> Any:
     return each_item(as_builtin, as_builtin(value))
 
 
+def _is_settled(value: Any) -> bool:
+    """Whether a value is certainly a constant, which nobody can write in place."""
+    return are_floats(value) or type(value) in SETTLED
+
+
 def may_be_written(value: Any) -> bool:
     """Whether a value, or any item of a tuple, is an object that its owner may write in place."""
-    if are_floats(value):
+    if _is_settled(value):
         return False
     return has_any(Tensor | list, [value]) or has_array(value)
 

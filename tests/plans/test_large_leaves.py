@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.plans import bundle as lists
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, saved_and_loaded, values
@@ -154,7 +153,7 @@ def test_leaves_of_16_bits_have_smaller_parts_and_the_same_steps(dtype, parts_of
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_lists_convert_an_argument_of_16_bits_once(dtype, monkeypatch):
+def test_lists_convert_an_argument_of_16_bits_once(dtype, monkeypatch, forget_programs):
     """A weight that is read twice would be converted again by a sum of two dtypes, which torch computes slowly."""
     sources, original = [], lists.list_function
 
@@ -163,8 +162,8 @@ def test_lists_convert_an_argument_of_16_bits_once(dtype, monkeypatch):
         sources.append(function.source)
         return function
 
+    forget_programs()
     monkeypatch.setattr(lists, "list_function", noted)
-    monkeypatch.setattr(lists, "_FUNCTIONS", SharedPrograms())
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 40).to(dtype))
     optimizer = gradtx.optim.AdamW([weight], lr=0.1, weight_decay=0.125)
     weight.grad = torch.ones(40, dtype=dtype)

@@ -284,7 +284,10 @@ class Engine(ABC):
         if needs_step or step.trees or step.scaling is not None or groups.are_divided:
             return None
         outlines = list(map(groups.outline, step.groups))
-        if not all(outline.is_shared for outline in outlines):
+        # While gradients are released, groups may change after the step has begun.
+        structures = [outline.structure for outline in outlines]
+        are_shared = all(outline.is_shared for outline in outlines)
+        if not are_shared or structures != step.structures:
             return None
         extras = [
             (name, step.scalar_dtypes.get(name), value is None)
