@@ -17,6 +17,7 @@ from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
 from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
 from gradtx.plans.hyperparameters import (
+    ARGUMENT,
     ChainOf,
     Hyperparameters,
     Structure,
@@ -148,8 +149,10 @@ class AcceptedValues:
             return point
         if len(self._boxes) > MOST_BOXES:
             self._boxes.clear()
-        key_before, before = self._sorted(self.values)
-        box = self._boxes.get(key) or (before if key == key_before else {})
+        box = self._boxes.get(key)
+        if not box:
+            key_before, before = self._sorted(self.values)
+            box = before if key == key_before else {}
         outside = {
             side: number
             for side, (number, _) in point.items()
@@ -383,15 +386,44 @@ class GroupSettings:
     def _hyperparameters_of(
         self, values: Values, before: Structure, literals: bool = True
     ) -> Hyperparameters:
-        entries = self.entries.items()
-        is_new = literals and not before
-        if is_new and all(values[name] is entry.value for name, entry in entries):
-            return self.tx._once(
-                ("hyperparameters", *self.labels.items()),
-                lambda: Hyperparameters(self.entries.values()),
-            )
-        entries = [entry._replace(value=values[name]) for name, entry in entries]
-        return Hyperparameters(entries, before, literals)
+        template, numbers = None, []
+        if literals and not before:
+            template, numbers = self._template(values)
+        key = "hyperparameters", *self.labels.items()
+        known = self.tx._once(key, dict[Any, Hyperparameters])
+        if template in known:
+            return known[template].with_floats(numbers)
+        entries = [
+            entry._replace(value=values[name]) for name, entry in self.entries.items()
+        ]
+        hyperparameters = Hyperparameters(entries, before, literals)
+        if template is not None:
+            if len(known) >= MOST_BOXES:
+                known.clear()
+            known[template] = hyperparameters
+        return hyperparameters
+
+    def _template(self, values: Values) -> tuple[Any, list[float]]:
+        """Return what values have in common that differ in floats alone, of which none is off, and these floats.
+
+        It is None if some value is neither a float, a tuple of floats nor a constant.
+        """
+        template: list[Any] = []
+        numbers: list[float] = []
+        for name, entry in self.entries.items():
+            value, off = values[name], entry.argument.range.off
+            if are_floats(value):
+                for item in items_of(value):
+                    is_off = item == off
+                    template.append(off if is_off else ARGUMENT)
+                    if not is_off:
+                        numbers.append(item)
+                template.append(type(value) is tuple and len(value))
+            elif type(value) in SETTLED:
+                template.append((type(value), value))
+            else:
+                return None, []
+        return tuple(template), numbers
 
     # During a step.
 

@@ -183,7 +183,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     settings.group.setdefault(SEED, self._hessian.seed)
                 states.check(settings, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
-        warn_of_misspelt(who, keys, self._tx._entries())
+        warn_of_misspelt(who, keys, self._tx)
         warn_of_unread(who, joining.unread)
         warn_of_engine_options(who, group)
         members.admit(joining)
