@@ -810,6 +810,10 @@ class FactoryCall(GradientTransformation):
         spec = self._spec
         if is_checked_already():
             return
+        if spec.is_ours and present() is None and not torch.compiler.is_compiling():
+            self._set(_constants=_constants_of_call(spec, self._arguments))
+            if self._takes_over():
+                return
         for name in spec.inner:
             check_transformation(spec.name, name, self._arguments[name])
         if spec.kind == "alias" and self._arguments.get("mask") is not None:
@@ -827,6 +831,7 @@ class FactoryCall(GradientTransformation):
             raise type(error)(f"{spec.name}: {error}") from error
         if isinstance(self._body, Chain) and not spec.is_ours:
             warn_of_order(spec.name, self._body._children())
+        self._note_for_equals()
 
 
 def with_cautious_decay(
@@ -862,6 +867,20 @@ def is_constant(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(is_constant, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
+def _constants_of_call(spec: Spec, arguments: Bound) -> Any:
+    """Return what equal calls of a factory have in common; None if some argument may refer to any object."""
+    texts: list[str] = []
+    for value in arguments.values():
+        # By their texts: 1, 1.0 and True differ, as do zeros of other signs.
+        text = repr(value) if is_constant(value) else None
+        if isinstance(value, Schedule):
+            text = value.text()
+        if text is None:
+            return None
+        texts.append(text)
+    return spec, tuple(texts)
 
 
 def _constants_of_schedules(name: str, value: Any) -> Any:

@@ -15,6 +15,7 @@ from gradtx.arguments import Argument
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.messages import describe, nearest, shortly, warn_user
+from gradtx.base.recent import Recent
 from gradtx.execution.chain_order import order_faults
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import negating
@@ -368,6 +369,23 @@ class GradientTransformation:
         return links
 
     _computed: dict[Any, Any] | None = None
+    # What equal transformations have in common; None if it may refer to any object.
+    _constants: Any = None
+
+    def _takes_over(self) -> bool:
+        """Take over what an equal transformation has computed, which was checked; return whether there is one."""
+        equal = None if self._constants is None else _EQUALS.get(self._constants)
+        if equal is None:
+            return False
+        own = vars(equal)
+        self._set(**{name: own[name] for name in OF_EQUALS if name in own})
+        return True
+
+    def _note_for_equals(self) -> None:
+        """Let later transformations that are equal take over what this one computes."""
+        if self._constants is not None:
+            self._set(_computed=self._computed or {})
+            _EQUALS.put(self._constants, self)
 
     def _once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """Return what follows from this transformation alone, which is computed once."""
@@ -443,6 +461,18 @@ class GradientTransformation:
         checked: bool,
     ) -> GradientTransformation:
         return self
+
+
+# Attributes that follow from the constants of a transformation.
+OF_EQUALS = (
+    "_arguments",
+    "_computed",
+    "_first",
+    "_hyperparameters",
+    "_last_amplifier",
+    "_required",
+)
+_EQUALS: Recent[Any, GradientTransformation] = Recent()
 
 
 class Requirement(NamedTuple):
@@ -573,11 +603,18 @@ class Chain(GradientTransformation):
 
     def __init__(self, txs: tuple[GradientTransformation, ...], checked: bool = True):
         self._set(_txs=txs)
-        if checked:
-            links = self._links()
-            _check_owners(links)
-            _check_last(links)
-            _check_first(links)
+        if not checked:
+            return
+        constants = tuple(tx._constants for tx in txs)
+        if txs and None not in constants and not torch.compiler.is_compiling():
+            self._set(_constants=("chain", constants))
+        if self._takes_over():
+            return
+        links = self._links()
+        _check_owners(links)
+        _check_last(links)
+        _check_first(links)
+        self._note_for_equals()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Chain, (self._txs,)

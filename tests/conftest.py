@@ -9,6 +9,7 @@ import torch
 
 from gradtx.compiler import cache
 from gradtx.compiler.cache import ProgramsOfChains, SharedPrograms
+from gradtx.optim import outline
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
 from gradtx.pure import tree_plan as _tree_plans
@@ -70,6 +71,7 @@ def forget_programs(monkeypatch):
     def forget():
         monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
         monkeypatch.setattr(lists, "_SHARED", ProgramsOfChains())
+        monkeypatch.setattr(outline, "_OUTLINES", ProgramsOfChains())
         monkeypatch.setattr(_tree_plans, "_SHARED", SharedTrees())
         monkeypatch.setattr(_tree_plans, "_RECORDINGS", ProgramsOfChains())
 

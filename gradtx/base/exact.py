@@ -53,6 +53,10 @@ class Schedule:
         """Return the value that a step at this count uses: a number, or a 0-d float64 tensor."""
         return resolve(self, count)
 
+    def text(self) -> str | None:
+        """Return what only equal schedules have, if they consist of constants and of this library's functions."""
+        return None
+
     def constants(self) -> Any:
         """Return what equal schedules share if they consist of constants and of this library's functions; else None.
 

@@ -144,6 +144,8 @@ def _check_group(what: str, group: Any) -> None:
 def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
     """Remove repeated parameters from a group, keep the first name of each, and return the group."""
     params: list[Tensor] = group["params"]
+    if len(set(map(id, params))) == len(params):
+        return group
     first: dict[Tensor, int] = {}
     for i, param in enumerate(params):
         first.setdefault(param, i)
@@ -163,7 +165,12 @@ def _listed(who: str, params: Any) -> list[Any]:
     return list(params)
 
 
+ARE_TENSORS = frozenset((Tensor, Parameter))
+
+
 def _check_entries(what: str, entries: list[Any]) -> None:
+    if ARE_TENSORS.issuperset(map(type, entries)):
+        return
     for i, entry in enumerate(entries):
         tensor = entry
         if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):

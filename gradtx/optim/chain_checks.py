@@ -87,11 +87,14 @@ def _jointly(ascend: Iterable[bool | None]) -> bool | None:
     return False not in answers and (True in answers or None)
 
 
-def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
+def warn_of_misspelt(who: str, keys: Iterable[Any], tx: GradientTransformation) -> None:
     """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
-    known = {name for entry in entries for name in (*entry.names, entry.argument.name)}
+    keys = [key for key in keys if isinstance(key, str) and key not in FOREIGN_KEYS]
+    if not keys:
+        return
+    known: set[str] = tx._once("known names", lambda: _names_of(tx._entries()))
     for key in keys:
-        if not isinstance(key, str) or key in known or key in FOREIGN_KEYS:
+        if key in known:
             continue
         # A key that contains a whole name, such as `lr_scale`, is another key, not a misspelled name.
         if any(f"_{name}_" in f"_{key}_" for name in (*known, "lr")):
@@ -100,6 +103,10 @@ def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) ->
         if intended is not None:
             message = f"{who}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message)
+
+
+def _names_of(entries: Iterable[Entry]) -> set[str]:
+    return {name for entry in entries for name in (*entry.names, entry.argument.name)}
 
 
 def check_scheduler(who: str, groups: Iterable[GroupSettings]) -> bool:

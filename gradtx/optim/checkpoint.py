@@ -393,8 +393,10 @@ class Checkpoint:
             else:
                 layout = first[param].layout
                 kinds = kinds_of(param, layout, state)
-                kinds = self._kinds.setdefault(frozenset(kinds.items()), kinds)
-                initial = Initial(layout, state, kinds)
+                present = self._present.members.by_param[param].kinds
+                if kinds != present:
+                    present = self._kinds.setdefault(frozenset(kinds.items()), kinds)
+                initial = Initial(layout, state, present)
                 self.states.set(member, settings, initial, state)
 
     def _complete(

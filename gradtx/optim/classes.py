@@ -99,7 +99,11 @@ class AliasOptimizer(ChainOptimizer):
         drop_engine_options(type(self).__name__, kwargs)
         named = {self._argument_named(name): value for name, value in kwargs.items()}
         super().__init__(_built(self._alias, args, named), params, **engine)
-        arguments = self._arguments.bind(*args, **named).arguments
+        positional = dict(zip(self._arguments.parameters, args, strict=False))
+        passed = {**positional, **named}  # which the alias has accepted
+        arguments = {
+            name: passed[name] for name in self._arguments.parameters if name in passed
+        }
         del engine["process_group"]  # `defaults` are copied and pickled
         for name, value in engine.items():
             if value != OPTIONS[name].default:

@@ -17,6 +17,7 @@ from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
 from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
 from gradtx.plans.hyperparameters import (
+    ARGUMENT,
     ChainOf,
     Hyperparameters,
     Structure,
@@ -58,6 +59,7 @@ MOST_SIDES = 3
 FAR = 0.999
 MOST_BOXES = 64  # of a chain
 CONSTANTS = (bool, int, float, str, torch.dtype)
+SETTLED = frozenset((bool, int, str, type(None)))
 
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
@@ -147,8 +149,10 @@ class AcceptedValues:
             return point
         if len(self._boxes) > MOST_BOXES:
             self._boxes.clear()
-        key_before, before = self._sorted(self.values)
-        box = self._boxes.get(key) or (before if key == key_before else {})
+        box = self._boxes.get(key)
+        if not box:
+            key_before, before = self._sorted(self.values)
+            box = before if key == key_before else {}
         outside = {
             side: number
             for side, (number, _) in point.items()
@@ -269,7 +273,9 @@ class GroupSettings:
         if "lr" not in group:
             self._defaults["lr"] = group["lr"] = 0.0
         self.shown: Values = {
-            name: group[name] for name in self.sources if self.follows_schedule(name)
+            name: group[name]
+            for name, source in self.sources.items()
+            if type(source) is not float and has_schedule(source)
         }
         self._clear()
         self._take(self.sources)
@@ -303,6 +309,8 @@ class GroupSettings:
         changed = []
         for name, content, before in zip(self.entries, contents, seen, strict=True):
             if content is not before:
+                if _is_settled(content) and content is values.get(name, UNSEEN):
+                    continue  # it was checked
                 value = self._value(name)
                 if name not in values or not is_same(value, values[name]):
                     changed.append(name)
@@ -378,15 +386,44 @@ class GroupSettings:
     def _hyperparameters_of(
         self, values: Values, before: Structure, literals: bool = True
     ) -> Hyperparameters:
-        entries = self.entries.items()
-        is_new = literals and not before
-        if is_new and all(values[name] is entry.value for name, entry in entries):
-            return self.tx._once(
-                ("hyperparameters", *self.labels.items()),
-                lambda: Hyperparameters(self.entries.values()),
-            )
-        entries = [entry._replace(value=values[name]) for name, entry in entries]
-        return Hyperparameters(entries, before, literals)
+        template, numbers = None, []
+        if literals and not before:
+            template, numbers = self._template(values)
+        key = "hyperparameters", *self.labels.items()
+        known = self.tx._once(key, dict[Any, Hyperparameters])
+        if template in known:
+            return known[template].with_floats(numbers)
+        entries = [
+            entry._replace(value=values[name]) for name, entry in self.entries.items()
+        ]
+        hyperparameters = Hyperparameters(entries, before, literals)
+        if template is not None:
+            if len(known) >= MOST_BOXES:
+                known.clear()
+            known[template] = hyperparameters
+        return hyperparameters
+
+    def _template(self, values: Values) -> tuple[Any, list[float]]:
+        """Return what values have in common that differ in floats alone, of which none is off, and these floats.
+
+        It is None if some value is neither a float, a tuple of floats nor a constant.
+        """
+        template: list[Any] = []
+        numbers: list[float] = []
+        for name, entry in self.entries.items():
+            value, off = values[name], entry.argument.range.off
+            if are_floats(value):
+                for item in items_of(value):
+                    is_off = item == off
+                    template.append(off if is_off else ARGUMENT)
+                    if not is_off:
+                        numbers.append(item)
+                template.append(type(value) is tuple and len(value))
+            elif type(value) in SETTLED:
+                template.append((type(value), value))
+            else:
+                return None, []
+        return tuple(template), numbers
 
     # During a step.
 
@@ -530,19 +567,24 @@ def defaults_of(groups: list[GroupSettings]) -> dict[str, Any]:
     OneCycleLR and CyclicLR read and write `betas` of every group if the defaults contain them. Otherwise they only
     write `momentum`, if the defaults contain it, so one group that has it is enough.
     """
+    # Groups without labels, or with the same, have the same ones.
+    different = list(
+        {id(settings.entries): settings.entries for settings in groups}.values()
+    )
     entries = {
         name: entry
-        for name, entry in groups[0].entries.items()
-        if all(name in settings.entries for settings in groups)
+        for name, entry in different[0].items()
+        if all(name in others for others in different)
     }
     if "betas" not in entries:
-        for settings in groups:
-            if "momentum" in settings.entries:
-                entries.setdefault("momentum", settings.entries["momentum"])
-    return {
-        name: next_value(entry.value, 0) if has_schedule(entry.value) else entry.value
-        for name, entry in entries.items()
-    }
+        for others in different:
+            if "momentum" in others:
+                entries.setdefault("momentum", others["momentum"])
+    defaults = {name: entry.value for name, entry in entries.items()}
+    for name, value in defaults.items():
+        if type(value) is not float and has_schedule(value):
+            defaults[name] = next_value(value, 0)
+    return defaults
 
 
 def names_in_group(
@@ -697,9 +739,14 @@ def without_arrays(value: Any) -> Any:
     return each_item(as_builtin, as_builtin(value))
 
 
+def _is_settled(value: Any) -> bool:
+    """Whether a value is certainly a constant, which nobody can write in place."""
+    return are_floats(value) or type(value) in SETTLED
+
+
 def may_be_written(value: Any) -> bool:
     """Whether a value, or any item of a tuple, is an object that its owner may write in place."""
-    if are_floats(value):
+    if _is_settled(value):
         return False
     return has_any(Tensor | list, [value]) or has_array(value)
 

@@ -183,7 +183,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     settings.group.setdefault(SEED, self._hessian.seed)
                 states.check(settings, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
-        warn_of_misspelt(who, keys, self._tx._entries())
+        warn_of_misspelt(who, keys, self._tx)
         warn_of_unread(who, joining.unread)
         warn_of_engine_options(who, group)
         members.admit(joining)
@@ -637,18 +637,22 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             overridden = settings.overridden()
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
+            of_params = list(map(layouts.__getitem__, settings.params))
+            # Parameters share layouts: each in the place of the last one that has it.
+            different = list(
+                {id(layout): layout for layout in reversed(of_params)}.values()
+            )
             codes: dict[str, str] = {}
+            for layout in reversed(different):
+                codes.update(layout.labels)
             of_wrappers: set[str] = set()
-            for param in settings.params:
-                codes.update(layouts[param].labels)
-                keys = saved.get(param, {}).keys()
-                of_wrappers |= states.keys_of_wrappers(
-                    param, keys - layouts[param].keys
-                )
+            for param, layout in zip(settings.params, of_params, strict=True):
+                unknown = saved.get(param, {}).keys() - layout.keys
+                if unknown:
+                    of_wrappers |= states.keys_of_wrappers(param, unknown)
             if codes:
                 group[CODES_KEY] = codes
-            whole = [layouts[param].has_whole_codes for param in settings.params]
-            if any(whole):
+            if any(layout.has_whole_codes for layout in different):
                 group[SHAPES_KEY] = [list(param.shape) for param in settings.params]
             if of_wrappers:
                 group[WRAPPER_KEYS] = sorted(of_wrappers)

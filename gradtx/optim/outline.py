@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gradtx.base.errors import Path
-from gradtx.base.plain import is_plain
+from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.recent import Recent
 from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.traits import Traits
@@ -22,6 +24,7 @@ from gradtx.state.layout import Layout, State
 from gradtx.transform import GradientTransformation
 
 MOST_STRUCTURES = 32  # of the values of one chain
+SHAPE, DTYPE, DEVICE = map(operator.attrgetter, ("shape", "dtype", "device"))
 MOST_KINDS = 256  # of parameters, whose first states one outline knows
 
 
@@ -108,6 +111,7 @@ class Outline:
         is_shared: Whether optimizers share it.
         requirements: The kinds of extras, and the requirements of links.
         first_states: The first states of parameters that start at zero, by what these depend on.
+        plans: Plans of engines without tensors, by what they depend on, with objects whose ids tell it.
     """
 
     structure: Structure
@@ -115,6 +119,7 @@ class Outline:
     is_shared: bool
     requirements: Any
     first_states: dict[Any, FirstState] = field(default_factory=dict[Any, FirstState])
+    plans: Recent[Any, Any] = field(default_factory=Recent[Any, Any])
 
     @property
     def route(self) -> Route:
@@ -145,6 +150,15 @@ class Outline:
     def first_state(self, param: Tensor) -> FirstState | None:
         """Return the first state of a parameter, if it is known."""
         return self.first_states.get(_start_of(param)) if self.is_shared else None
+
+    def knows(self, params: list[Tensor]) -> bool:
+        """Whether the first states of all parameters are known; it calls no function of Python for each."""
+        if not TYPES.issuperset(map(type, params)):
+            return False
+        kinds = (map(attribute, params) for attribute in (SHAPE, DTYPE, DEVICE))
+        starts = zip(*kinds, map(Tensor.stride, params), strict=True)
+        one_of_each = dict(zip(starts, params, strict=True)).values()
+        return None not in map(self.first_state, one_of_each)
 
     def note(self, param: Tensor, leaf: Leaf, layout: Layout, state: State) -> None:
         """Note the first state of a parameter for others of its kind, if it consists of zeros."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
@@ -18,6 +19,7 @@ from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
 from gradtx.base.inputs import check_groups
+from gradtx.base.plain import TYPES, are_strided
 from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
@@ -38,6 +40,8 @@ from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
+
+DTYPE = operator.attrgetter("dtype")
 
 # Attributes that follow from the chain, whose expansion consists of functions.
 OF_CHAIN = ("own_outline", "outlines", "partners", "independent_names")
@@ -173,23 +177,10 @@ class Members:
         params: list[Tensor] = group["params"]
         by_param = dict(self.by_param)
         self._add(by_param, group)
-        for param in params:
-            name = by_param[param].name
-            if not never_trains(param):
-                check_leaf(name, param, self.who)
-            if not is_lazy(param) and param.is_conj():
-                raise ValueError(
-                    f"{self.who}: parameter {name!r} is a conjugate view, to which steps cannot write; "
-                    "pass param.resolve_conj()"
-                )
+        if not _are_usual(params):
+            self._check_leaves(params, by_param)
         self._check_pieces(params)
-        positions_of_labels: dict[Labels, list[int]] = {}
-        if not params:
-            positions_of_labels[self._labels_named(group.get("label"))] = []
-        with self._shown(by_param):
-            for i, param in enumerate(params):
-                labels = self._labels(by_param[param])
-                positions_of_labels.setdefault(labels, []).append(i)
+        positions_of_labels = self._positions(group, by_param)
         all_settings: list[GroupSettings] = []
         whole = dict(group)
         unread: dict[str, str] = {}
@@ -198,7 +189,7 @@ class Members:
             # A group that is not split keeps the user's dict, as in torch.
             part = group if len(positions_of_labels) == 1 else dict(group)
             for key in ("params", "param_names"):
-                if key in part:
+                if key in part and part is not group:
                     part[key] = [whole[key][i] for i in positions_of_labels[labels]]
             selected = _by_selector(labels)
             label = _joined(selected)
@@ -218,13 +209,40 @@ class Members:
         unread = {name: other for name, other in unread.items() if name not in read}
         return Joining(all_settings, by_param, unread)
 
+    def _check_leaves(
+        self, params: list[Tensor], by_param: Mapping[Tensor, Member]
+    ) -> None:
+        """Check that steps can write to parameters."""
+        for param in params:
+            name = by_param[param].name
+            if not never_trains(param):
+                check_leaf(name, param, self.who)
+            if not is_lazy(param) and param.is_conj():
+                raise ValueError(
+                    f"{self.who}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                    "pass param.resolve_conj()"
+                )
+
+    def _positions(
+        self, group: Group, by_param: Mapping[Tensor, Member]
+    ) -> dict[Labels, list[int]]:
+        """Return the positions in a group of the parameters with each labels."""
+        params: list[Tensor] = group["params"]
+        if not params:
+            return {self._labels_named(group.get("label")): []}
+        if not self.expanded.selectors:
+            return {(): list(range(len(params)))}
+        positions: dict[Labels, list[int]] = {}
+        with self._shown(by_param):
+            for i, param in enumerate(params):
+                labels = self._labels(by_param[param])
+                positions.setdefault(labels, []).append(i)
+        return positions
+
     @contextlib.contextmanager
     def _shown(self, by_param: Mapping[Tensor, Member]) -> Iterator[None]:
         """Let the chain's selectors see members inside the block."""
         run = self.expanded
-        if not run.selectors:  # other optimizers may use it now
-            yield
-            return
         run.show(by_param)
         try:
             yield
@@ -237,7 +255,8 @@ class Members:
         if len(listed) != len(params):  # or changed from outside
             listed = [""] * len(params)
         taken = {member.name for member in by_param.values()}
-        for param, name, bare in zip(params, listed, in_model(listed), strict=True):
+        bare_names = in_model(listed) if any(listed) else listed
+        for param, name, bare in zip(params, listed, bare_names, strict=True):
             if param not in by_param:
                 unique = _unique(bare or NumberedName(len(by_param)), taken)
                 by_param[param] = Member(unique, param, listed=name)
@@ -521,6 +540,15 @@ class Members:
         if place is None:
             return None
         return self.expanded.clock_path(place)
+
+
+def _are_usual(params: list[Tensor]) -> bool:
+    """Whether parameters are plain, dense and real, as most are."""
+    return (
+        TYPES.issuperset(map(type, params))
+        and are_strided(params)
+        and all(dtype.is_floating_point for dtype in set(map(DTYPE, params)))
+    )
 
 
 def _joined(labels: Mapping[Any, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -350,6 +351,9 @@ def divided_keys(param: Tensor, layout: Layout, state: Mapping[str, Any]) -> lis
     return [key for key in sorted(layout.owned) if is_divided(param, state.get(key))]
 
 
+OWNED = operator.attrgetter("owned")  # of a layout
+
+
 def states_of_owners(
     members: Members,
     layouts: Mapping[Tensor, Layout],
@@ -366,7 +370,9 @@ def states_of_owners(
         states: Their states.
     """
     slots_of_kind: dict[Any, list[OwnedSlot]] = defaultdict(list)
-    saved = {}
+    saved: dict[Any, Any] = {}
+    if not any(map(OWNED, layouts.values())):
+        return saved
     for param, member in members.by_param.items():
         owned = layouts[param].owned
         if param not in states or not owned:

@@ -157,17 +157,17 @@ class Member:
 
     name: str
     param: Tensor
-    choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
+    choices: dict[Path, Any] = field(default_factory=lambda: {})
     layout: Layout = NO_LAYOUT
-    fresh: dict[str, FreshSlot] = field(default_factory=dict[str, "FreshSlot"])
+    fresh: dict[str, FreshSlot] = field(default_factory=lambda: {})
     made_for: Any = None
     owner: int | None = None
-    state: State = field(default_factory=dict[str, Any])
+    state: State = field(default_factory=lambda: {})
     count: int | DeviceCount = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
     listed: str = ""
-    kinds: Kinds = field(default_factory=dict[str | None, TensorKind])
+    kinds: Kinds = field(default_factory=lambda: {})
     gradient_dtype: torch.dtype | None = None
 
     def count_in(self, state: State) -> int | DeviceCount:
@@ -264,6 +264,7 @@ def comparable(slot: Tensor) -> Tensor:
 GRAD = operator.attrgetter("grad")  # of a parameter
 COUNT = operator.attrgetter("count")
 STATE = operator.attrgetter("state")
+PARAM = operator.attrgetter("param")
 GRADIENT = operator.attrgetter("param.grad")
 
 STEP = operator.itemgetter("step")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import operator
 from collections.abc import (
     Callable,
     Collection,
@@ -23,7 +25,7 @@ from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
-from gradtx.base.plain import is_plain
+from gradtx.base.plain import TYPES, is_plain
 from gradtx.distributed.layouts import pieces_at, team_of
 from gradtx.distributed.redistribution import distributed_like
 from gradtx.execution.execute import Leaf, Route, initialize
@@ -34,6 +36,7 @@ from gradtx.optim.outline import FirstState
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, divided_keys, states_of_owners
 from gradtx.optim.run import (
+    COUNT,
     FLOAT32_COUNTS,
     MISSED,
     DeviceCount,
@@ -56,6 +59,9 @@ from gradtx.state.nested import LEAF_STEPS
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import Storage, Store
 from gradtx.transform import GradientTransformation
+
+# The memory of a storage, and the bytes of a tensor.
+STORAGE, NBYTES = operator.attrgetter("_cdata"), operator.attrgetter("nbytes")
 
 
 class Initial(NamedTuple):
@@ -148,10 +154,12 @@ class States:
 
         If the device counts, a GradScaler may have skipped steps, and a CUDA graph may have replayed steps.
         """
-        members = self.members.by_param.values()
-        if any(isinstance(member.count, DeviceCount) for member in members):
+        if self._any_counts_on_device():
             for settings in self.members.groups:
                 settings.show(functools.partial(self.count, exact=True))
+
+    def _any_counts_on_device(self) -> bool:
+        return DeviceCount in map(type, map(COUNT, self.members.by_param.values()))
 
     # First states.
 
@@ -163,6 +171,8 @@ class States:
             members: All members, including those of the new group.
         """
         outline = self.members.outline(settings)
+        if outline.knows(settings.params):
+            return
         params = [
             param
             for param in settings.params
@@ -532,7 +542,7 @@ class States:
                 member = members[param]
                 layouts[param] = member.layout
                 lacks_slots = param.requires_grad
-                if self.of(param):  # they may be those of other links
+                if self.by_param.get(param):  # they may be those of other links
                     lacks_slots = member.made_for is not settings.structure
                 if lacks_slots:
                     incomplete.append(param)
@@ -566,6 +576,8 @@ class States:
 
     def _count_exactly(self, states: dict[Any, State]) -> None:
         """Replace counts that a CUDA graph has advanced beyond what float32 holds; this waits for the device."""
+        if not self._any_counts_on_device():
+            return
         for param, member in self.members.by_param.items():
             state, count = states.get(param), member.count
             if not state or not isinstance(count, DeviceCount):
@@ -676,6 +688,10 @@ def _with_memory_apart(
     states: Mapping[Any, State], members: Collection[Tensor]
 ) -> dict[Any, State]:
     """Return states with copies of all tensors but the first of those that share memory."""
+    slots = [states[param].values() for param in members if param in states]
+    values = list(itertools.chain.from_iterable(slots))
+    if _have_own_memory(values):
+        return dict(states)
     memory = OwnMemory()
     apart = dict(states)
     for param in members:
@@ -688,6 +704,19 @@ def _with_memory_apart(
         if copies:
             apart[param] = {**states[param], **copies}
     return apart
+
+
+def _have_own_memory(values: list[Any]) -> bool:
+    """Whether all values are plain tensors, none of which shares memory or is a part of what its memory holds."""
+    if not TYPES.issuperset(map(type, values)):
+        return False
+    try:
+        storages = list(map(Tensor.untyped_storage, values))
+    except NotImplementedError:  # of a transform
+        return False
+    are_apart = len(set(map(STORAGE, storages))) == len(values)
+    sizes = map(torch.UntypedStorage.nbytes, storages)
+    return are_apart and list(sizes) == list(map(NBYTES, values))
 
 
 def _one_of_each_kind(
@@ -911,10 +940,14 @@ def as_slot(
             saved value has no values to copy.
         is_part: Whether it is a part of a coded slot, which is no count, whatever its name.
     """
+    is_count = key.rpartition(".")[2] in COUNTS and not is_part
+    are_plain = not is_count and is_plain(saved) and is_plain(first)
+    if are_plain and (saved.shape, saved.dtype) == (first.shape, first.dtype):
+        value = saved.detach()  # a shortcut: most are like the first ones
+        return value if value.is_meta else value.to(device or first.device)
     value = saved if isinstance(saved, Tensor) else torch.as_tensor(saved)
     if isinstance(saved, float):  # of which float32 may round a count
         value = torch.tensor(saved, dtype=torch.float64)
-    is_count = key.rpartition(".")[2] in COUNTS and not is_part
     if is_count and value.numel() == 1:  # torch also counts in tensors of shape (1,)
         value = value.reshape(first.shape)
     if value.shape != first.shape:

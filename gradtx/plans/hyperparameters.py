@@ -80,9 +80,14 @@ class Hyperparameters:
         indices = self._indices[place]
         if len(indices) != len(numbers):
             return None
+        values = list(self.values)
+        values[indices.start : indices.stop] = numbers
+        return self.with_floats(values)
+
+    def with_floats(self, values: list[Any]) -> Hyperparameters:
+        """Return a copy with other values, which differ from these in floats alone."""
         replaced = copy.copy(self)
-        replaced.values = list(self.values)
-        replaced.values[indices.start : indices.stop] = numbers
+        replaced.values = values
         return replaced
 
 

@@ -14,6 +14,7 @@ from gradtx.arguments import Arguments
 from gradtx.base.exact import CPU, Schedule, exact
 from gradtx.base.messages import describe, schedule_remedy
 from gradtx.base.names import is_ours, publish
+from gradtx.base.recent import Recent
 from gradtx.base.torch_names import inside_transform, is_intercepted, readable
 
 P = ParamSpec("P")
@@ -51,9 +52,26 @@ class MadeSchedule(Schedule):
         }
         # The values of `WINDOW` steps by the index of the window: the same bits at a count wherever training resumed.
         self._windows: dict[int, list[Any]] = {}
+        super().__init__(self._value)
+        self._text = self._text_of_constants()
+        equal = None if self._text is None else _EQUALS.get(self._text)
+        if equal is not None:
+            self._windows = equal._windows
+            return
         # Run the body's own checks at construction.
         self._value(exact(0, CPU))
-        super().__init__(self._value)
+        if self._text is not None:
+            _EQUALS.put(self._text, self)
+
+    def _text_of_constants(self) -> str | None:
+        """Return what only equal schedules have; None if an argument may change, or refer to anything."""
+        if torch.compiler.is_compiling() or self.constants() is None:
+            return None
+        texts = map(_text_of, self._arguments.values())
+        return f"{self._factory.__name__}({', '.join(texts)})"
+
+    def text(self) -> str | None:
+        return self._text
 
     def _exact(self, step: Tensor) -> dict[str, Any]:
         """Return the arguments that the body receives at a step.
@@ -134,6 +152,20 @@ class MadeSchedule(Schedule):
     def __repr__(self) -> str:
         shown = self._factory.arguments.shown(self._arguments)
         return f"{self._factory.__name__}({', '.join(shown)})"
+
+
+_EQUALS: Recent[str, MadeSchedule] = Recent()
+
+
+def _text_of(value: Any) -> str:
+    """Return the text of constants, with those of nested schedules."""
+    if isinstance(value, MadeSchedule):
+        return str(value.text())
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_text_of, value))})"
+    return repr(value)
 
 
 class _NoConstantError(Exception):

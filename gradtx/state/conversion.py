@@ -39,6 +39,8 @@ def converted(
         ValueError: If a slot is stored in a code that only the saved run knows, or may hold codes or values.
     """
     entry = dict(saved)
+    if not (saved_codes or codes or any(map(is_sharded, saved.values()))):
+        return entry
     for key, value in saved.items():
         slot = key if key in first else str(key).rpartition(".")[0]
         # A slot that an owner keeps whole is saved divided by rows.

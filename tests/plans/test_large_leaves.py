@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.plans import bundle as lists
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, saved_and_loaded, values
@@ -154,7 +153,7 @@ def test_leaves_of_16_bits_have_smaller_parts_and_the_same_steps(dtype, parts_of
 
 
 @pytest.fixture
-def sources(monkeypatch):
+def sources(monkeypatch, forget_programs):
     """The texts of the programs that a test writes."""
     texts, original = [], lists.list_function
 
@@ -163,8 +162,8 @@ def sources(monkeypatch):
         texts.append(function.source)
         return function
 
+    forget_programs()
     monkeypatch.setattr(lists, "list_function", noted)
-    monkeypatch.setattr(lists, "_FUNCTIONS", SharedPrograms())
     return texts
 
 

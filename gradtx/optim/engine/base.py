@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import LAYOUT, STRIDED, TYPES, holds_its_values
+from gradtx.base.recent import Recent
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion, has_regions
 from gradtx.optim.engine.family import MemberFamily
@@ -27,8 +28,10 @@ from gradtx.optim.engine.views import (
     is_positional,
 )
 from gradtx.optim.explain import Launch
+from gradtx.optim.outline import Outline
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
+from gradtx.plans.bundle import entries_of_a_call
 from gradtx.plans.function import Signature
 from gradtx.plans.plan import LeafKind, dtypes_and_devices, planned
 
@@ -64,12 +67,59 @@ def _kind_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
 
 
 logger = logging.getLogger("gradtx")
+MOST_ROWS = 2**14  # of the plans that one structure keeps for other optimizers
 READS_SHAPE = "a rule reads the shape of its leaf"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
 PARTS_OF_ROWS = "it is sharded, and a rank has only a part of its rows"
 REDUCES_SHARD = (
     "it is sharded, and a reduction over a shard differs from one over the whole tensor"
 )
+
+
+class Precedents(NamedTuple):
+    """The plans of optimizers with equal chains, without tensors.
+
+    Attributes:
+        plans: Those for one structure.
+        key: What this optimizer's plan depends on, apart from the layouts of tensors.
+        outlines: The chains of the groups.
+        objects: The other objects whose ids are in the key.
+    """
+
+    plans: Recent[Any, Any]
+    key: Any
+    outlines: list[Outline]
+    objects: list[Any]
+
+    @classmethod
+    def of(
+        cls, of_engine: Any, members: list[Member], outlines: list[Outline]
+    ) -> Precedents:
+        """Return those for members, and chains of their groups that optimizers share."""
+        objects: list[Any] = []
+        for member in members:
+            objects += (member.layout, member.kinds)
+        groups = tuple(member.group for member in members)
+        ids = *map(id, outlines), *map(id, objects)
+        return cls(outlines[0].plans, (of_engine, groups, ids), outlines, objects)
+
+    def plan(self, members: list[Member], fingerprint: Any) -> StepPlan | None:
+        """Return the plan for members, if others like them had one."""
+        precedent = self.plans.get(self.key)
+        return (
+            None if precedent is None else precedent[0].of_others(members, fingerprint)
+        )
+
+    def note(self, plan: StepPlan) -> None:
+        """Note a plan for others, if their members have the same objects as these."""
+        for member in plan.members:
+            first = self.outlines[member.group].first_state(member.param)
+            if first is None or first.kinds is not member.kinds:
+                return
+        without_tensors = plan.without_tensors()
+        if without_tensors is not None:
+            precedent = without_tensors, self.outlines, self.objects
+            self.plans.put(self.key, precedent, size=len(plan.members), most=MOST_ROWS)
 
 
 class Engine(ABC):
@@ -126,6 +176,11 @@ class Engine(ABC):
             plan = None
         if plan is None and not self.runs_on(step.device):
             return [], members
+        precedents = None if plan is not None else self._precedents(step, members)
+        if precedents is not None:
+            plan = self._after_precedent(precedents, members, fingerprint)
+            if self.failed:
+                return [], members
         alike: list[list[Member]] = []
         leaves: list[Leaf] = []
         overlaps: set[int] = set()
@@ -141,6 +196,8 @@ class Engine(ABC):
                 kinds = self._kinds(alike, leaves, step, overlaps)
                 plan = self._make_plan(fingerprint, members, kinds, leaves, step)
                 plan.reasons = self.reasons
+                if precedents is not None:
+                    precedents.note(plan)
             self._begin(plan, step)
         except Exception as error:
             # A bug in gradtx: training continues, but the traceback is logged.
@@ -219,6 +276,36 @@ class Engine(ABC):
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return StepPlan(fingerprint, members, bundles, rest)
+
+    def _precedents(self, step: Step, members: list[Member]) -> Precedents | None:
+        """Return what optimizers with equal chains have planned; None if the plan depends on more than layouts."""
+        core, groups = step.core, step.core.members
+        needs_step = core.traits.exchanges or groups.traits.restarts_inner
+        if needs_step or step.trees or step.scaling is not None or groups.are_divided:
+            return None
+        outlines = list(map(groups.outline, step.groups))
+        # While gradients are released, groups may change after the step has begun.
+        structures = [outline.structure for outline in outlines]
+        are_shared = all(outline.is_shared for outline in outlines)
+        if not are_shared or structures != step.structures:
+            return None
+        extras = [
+            (name, step.scalar_dtypes.get(name), value is None)
+            for name, value in step.scalars.items()
+        ]
+        of_call = entries_of_a_call(step.device), torch.is_inference_mode_enabled()
+        on_host = step.counts.on_host, step.host_knows_scalars
+        of_engine = type(self), of_call, on_host, tuple(extras)
+        return Precedents.of(of_engine, members, outlines)
+
+    def _after_precedent(
+        self, precedents: Precedents, members: list[Member], fingerprint: Any
+    ) -> StepPlan | None:
+        """Return the plan of members if others like them had one."""
+        try:
+            return precedents.plan(members, fingerprint)
+        except Exception as error:  # a bug in gradtx, too
+            return self._give_up(error)
 
     def _sorted(
         self, members: list[Member], step: Step, overlaps: set[int]

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -88,6 +88,15 @@ class KernelBundle(MemberBundle):
         self._tensors: list[list[Any]] = [self._params]
         for key in self.signature.slots_by_leaf:
             self._tensors.append([member.state[key] for member in self.members])
+
+    def of_others(self, members: list[Member]) -> Self:
+        bundle = super().of_others(members)
+        bundle._params = [member.param for member in members]
+        bundle._find_tensors()
+        bundle._table = bundle._rows_of_step = None
+        bundle._layouts, bundle._copies = {}, []  # kernels write there
+        bundle._may_need_copies = set(range(len(members)))
+        return bundle
 
     def release_states(self) -> None:
         super().release_states()

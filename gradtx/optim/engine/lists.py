@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from copy import copy
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -131,6 +132,20 @@ class MemberBundle(ListBundle):
     ) -> Parts:
         """Return the leaves, of which large ones are divided."""
         return _parts_of(members, splits, signature)
+
+    def of_others(self, members: list[Member]) -> Self:
+        """Return the bundle of other members, of the same kinds; of none, it is kept for later ones."""
+        bundle = copy(self)
+        vars(bundle).pop("_named_leaves", None)
+        bundle.names = [member.name for member in members]
+        bundle.name = bundle.names[0] if members else ""
+        bundle.members = bundle.stepping = members
+        bundle.run, bundle._leaves, bundle._results = None, {}, []
+        bundle._sets, bundle._set_of_row, bundle._calls = [], None, []
+        pieces = list(map(members.__getitem__, self.rows)) if members else []
+        bundle._columns = self._columns.of_others(pieces)
+        bundle._equal = bundle._equal_slots()
+        return bundle
 
     def needs_run(self) -> bool:
         signature = self.signature
@@ -291,6 +306,7 @@ class Columns:
 
     def __init__(self, pieces: list[Piece], signature: Signature):
         self._pieces = pieces
+        self._windows = [window for _, window in pieces]
         self._are_whole = [
             window is None and not member.param.is_complex()
             for member, window in pieces
@@ -307,6 +323,16 @@ class Columns:
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
+
+    def of_others(self, members: list[Member]) -> Columns:
+        """Return the columns of other leaves, which are divided alike: the member of each piece is given."""
+        columns = copy(self)
+        columns._pieces = list(zip(members, self._windows, strict=False))  # or of none
+        columns._params = [member.param for member, _ in columns._pieces]
+        columns._copies = []
+        columns.take_states()
+        columns.locate()
+        return columns
 
     def release_states(self) -> None:
         """Let go of all slots."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, TypeAlias
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import MemoryGuard, is_sharded
-from gradtx.base.plain import has_own_values
+from gradtx.base.plain import TYPES, has_own_values
 from gradtx.optim.engine.overlap import extent_of, have_overlap
-from gradtx.optim.run import GRAD, STATE, Member, TensorKind, stand_in
+from gradtx.optim.run import GRAD, PARAM, STATE, Member, TensorKind, stand_in
 from gradtx.optim.step import Step
 from gradtx.plans.plan import Plan
 
@@ -103,8 +104,13 @@ class StepPlan(Plan[Any]):
         self.reasons: dict[str, str] = {}
         self.gradients_are_as_planned = True
         self.members = members
-        self._states = [member.state for member in members]
-        self._params = [member.param for member in members]
+        self._states = list(map(STATE, members))
+        self._params = list(map(PARAM, members))
+        row_of = {id(member): row for row, member in enumerate(members)}
+        # The rows of each bundle.
+        self._rows_of_bundles = [
+            [row_of[id(member)] for member in bundle.members] for bundle in bundles
+        ]
         gradients = [member.likely_gradient() for member in members]
         self._gradient_kinds = list(map(TensorKind.of, gradients))
         self._gradient_strides = list(map(Tensor.stride, gradients))
@@ -130,12 +136,78 @@ class StepPlan(Plan[Any]):
         self._slot_keys: list[str] = []
         # By the id of the state.
         self._keys_of_state: dict[int, Sequence[str]] = {}
+        for bundle, rows in zip(self.bundles, self._rows_of_bundles, strict=True):
+            keys = bundle.signature.slots
+            for state in map(self._states.__getitem__, rows):
+                self._keys_of_state[id(state)] = keys
+                self._slot_states += [state] * len(keys)
+                self._slot_keys += keys
+
+    def without_tensors(self) -> StepPlan | None:
+        """Return this plan without members, for `of_others`; None if it depends on more than layouts.
+
+        It does not if programs run all members and write all their slots, and all tensors are plain.
+        """
+        are_plain = TYPES.issuperset(map(type, self._tensors))
+        if self.rest or self.reasons or not are_plain:
+            return None
         for bundle in self.bundles:
-            for member in bundle.members:
-                self._keys_of_state[id(member.state)] = bundle.signature.slots
-                for key in bundle.signature.slots:
-                    self._slot_states.append(member.state)
-                    self._slot_keys.append(key)
+            written = set(bundle.signature.slots)
+            if any(
+                set(member.layout.slot_keys) != written for member in bundle.members
+            ):
+                return None
+        plan = self._copied([], (None, None))
+        plan._extents = list(map(extent_of, self._tensors))
+        plan.bundles = [bundle.of_others([]) for bundle in self.bundles]
+        plan._slot_states, plan._keys_of_state, plan._tensors = [], {}, []
+        plan._guard.follow([])
+        return plan
+
+    def of_others(
+        self, members: list[Member], fingerprint: Fingerprint
+    ) -> StepPlan | None:
+        """Return the plan of others than those of this one, which has no tensors; None if theirs differ in layout.
+
+        Args:
+            members: The others, with the same groups, layouts of states, and kinds.
+            fingerprint: As above.
+        """
+        plan = self._copied(members, fingerprint)
+        plan._find_slots()
+        gradients = [member.likely_gradient() for member in members]
+        steps = [state["step"] for state in plan._states]
+        try:
+            tensors = plan._tensors = plan._present_tensors()
+        except KeyError:
+            return None
+        if not (
+            TYPES.issuperset(map(type, steps))
+            and self._are_planned(*gradients, *tensors)
+        ):
+            return None
+        plan._guard.follow(tensors)
+        addresses = plan._guard.addresses
+        has_odd_memory = 0 in addresses or have_overlap(addresses, self._extents or [])
+        if has_odd_memory or any(map(Tensor.is_inference, steps)):
+            return None
+        plan.bundles = [
+            bundle.of_others(list(map(members.__getitem__, rows)))
+            for bundle, rows in zip(self.bundles, self._rows_of_bundles, strict=True)
+        ]
+        return plan
+
+    def _copied(self, members: list[Member], fingerprint: Fingerprint) -> StepPlan:
+        """Return a copy with other members, whose tensors are to be found."""
+        plan = copy(self)
+        plan.fingerprint, plan.members = fingerprint, members
+        plan.taking_part, plan.tasks, plan.absent = [], [], []
+        plan.reasons, plan._rows, plan._stand_ins = {}, {}, []
+        plan.gradients_are_as_planned = True
+        plan._states = list(map(STATE, members))
+        plan._params = list(map(PARAM, members))
+        plan._guard = copy(self._guard)
+        return plan
 
     def release_states(self) -> None:
         """Let go of all slots, which others of the same layout are going to replace."""
