@@ -280,18 +280,41 @@ def _rest_of_step(
     alive: Tensor,
 ) -> tuple[Any, Any, Tensor, Tensor]:
     """Make a step whose gradients are known, unless the member has diverged or diverges now."""
+    *after, finite, loss = _after_step(
+        group, extras, scalars, grads, loss, params, state, alive
+    )
+    kept = _unless_diverged(finite, tuple(after), (params, state))
+    return (*kept, finite, loss)
+
+
+def _unless_diverged(finite: Tensor, after: Any, before: Any) -> Any:
+    """Return the trees after a step, or those before it where a member is not finite."""
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        ones = [1] * (new.ndim - finite.ndim)
+        return torch.where(finite.reshape([*finite.shape, *ones]), new, old)
+
+    return _tree.map_tensors(chosen, after, before)
+
+
+def _after_step(
+    group: Group,
+    extras: dict[str, Any],
+    scalars: Any,
+    grads: Any,
+    loss: Tensor,
+    params: Any,
+    state: Any,
+    alive: Tensor,
+) -> tuple[Any, Any, Tensor, Tensor]:
+    """Return weights and state after a step, whether the member has always been finite, and the loss."""
     tx = group.with_scalars(scalars)
     new_params, new_state = stepped(tx, grads, loss, params, state, extras)
     finite = alive & loss.isfinite()
     for leaf in _tree.tensors(new_params):
         # 0 times a value is 0 if it is finite, else NaN; `isfinite` runs four operations under `vmap`.
         finite = finite & ((leaf * 0).sum() == 0)
-
-    def chosen(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(finite, new, old)
-
-    kept = _tree.map_tensors(chosen, (new_params, new_state), (params, state))
-    return (*kept, finite, loss.to(exact_dtype(loss)))
+    return new_params, new_state, finite, loss.to(exact_dtype(loss))
 
 
 def _repeats(group: Group) -> bool:
@@ -360,7 +383,7 @@ class RepeatedStep:
             _, _, loss, *_ = trees
             extras = {"value": loss, "value_fn": uncalled, "grad_fn": uncalled}
             results: list[Tensor] = []
-            returned = _rest_of_step(self._group, extras, *trees)
+            returned = _after_step(self._group, extras, *trees)
             if structure_of(returned, results, opens=True) != of_results:
                 raise UnsuitableError
             return results, None
@@ -373,13 +396,17 @@ class RepeatedStep:
             return None
         results, (_, dims) = found
         stacked = map(_along_first, results, dims, [members] * len(dims))
-        return tree_of(of_results, stacked, opens=True)
+        *after, finite, loss = tree_of(of_results, stacked, opens=True)
+        if finite.device.type != "cpu" or not finite.all():
+            *_, params, state, _ = trees
+            after = _unless_diverged(finite, tuple(after), (params, state))
+        return (*after, finite, loss)
 
 
 def _along_first(tensor: Tensor, dim: int | None, members: int) -> Tensor:
     """Return a tensor whose first dimension is that of members, as `torch.vmap` returns it."""
     if dim is None:
-        return tensor.expand(members, *tensor.shape)
+        return tensor.expand(members, *tensor.shape).contiguous()
     return tensor.movedim(dim, 0) if dim else tensor
 
 
