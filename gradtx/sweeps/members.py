@@ -264,15 +264,15 @@ def _step(
     at = LossAt(loss_fn, (batch,))
     grads, (loss, _) = at.gradients(params)
     extras = at.extras(loss)
-    if "hessian_diag" in group.with_scalars(scalars).needs:
+    tx = group.with_scalars(scalars)
+    if "hessian_diag" in tx.needs:
         extras["hessian_diag"] = _hessian_diag(loss_fn, params, batch, probes)
-    return _rest_of_step(group, extras, scalars, grads, loss, params, state, alive)
+    return _rest_of_step(tx, extras, grads, loss, params, state, alive)
 
 
 def _rest_of_step(
-    group: Group,
+    tx: GradientTransformation,
     extras: dict[str, Any],
-    scalars: Any,
     grads: Any,
     loss: Tensor,
     params: Any,
@@ -280,9 +280,7 @@ def _rest_of_step(
     alive: Tensor,
 ) -> tuple[Any, Any, Tensor, Tensor]:
     """Make a step whose gradients are known, unless the member has diverged or diverges now."""
-    *after, finite, loss = _after_step(
-        group, extras, scalars, grads, loss, params, state, alive
-    )
+    *after, finite, loss = _after_step(tx, extras, grads, loss, params, state, alive)
     kept = _unless_diverged(finite, tuple(after), (params, state))
     return (*kept, finite, loss)
 
@@ -298,9 +296,8 @@ def _unless_diverged(finite: Tensor, after: Any, before: Any) -> Any:
 
 
 def _after_step(
-    group: Group,
+    tx: GradientTransformation,
     extras: dict[str, Any],
-    scalars: Any,
     grads: Any,
     loss: Tensor,
     params: Any,
@@ -308,7 +305,6 @@ def _after_step(
     alive: Tensor,
 ) -> tuple[Any, Any, Tensor, Tensor]:
     """Return weights and state after a step, whether the member has always been finite, and the loss."""
-    tx = group.with_scalars(scalars)
     new_params, new_state = stepped(tx, grads, loss, params, state, extras)
     finite = alive & loss.isfinite()
     for leaf in _tree.tensors(new_params):
@@ -357,12 +353,14 @@ class RepeatedStep:
         if results is not None:
             return results
 
-        def rest(batch: Any, loss: Tensor, *trees: Any) -> Any:
+        def rest(
+            batch: Any, scalars: Any, grads: Any, loss: Tensor, *trees: Any
+        ) -> Any:
             extras = LossAt(loss_fn, (batch,)).extras(loss)
-            return _rest_of_step(self._group, extras, *trees)
+            tx = self._group.with_scalars(scalars)
+            return _rest_of_step(tx, extras, grads, loss, *trees)
 
-        axes = (None, *[0] * (1 + len(trees)))
-        return self._vmap(rest, in_dims=axes)(batch, loss, *trees)
+        return self._vmap(rest, in_dims=(None, *[0] * len(trees)))(batch, *trees)
 
     def _repeated(self, trees: tuple[Any, ...]) -> Any:
         """Return the results of the operations after the gradients; None if rules have to run."""
@@ -379,11 +377,12 @@ class RepeatedStep:
         of_results = "tuple", (of_params, of_state, None, None)
 
         def rest(tensors: list[Tensor]) -> tuple[list[Tensor], Any]:
-            trees = tree_of(structure, iter(tensors), opens=True)
-            _, _, loss, *_ = trees
+            scalars, *trees = tree_of(structure, iter(tensors), opens=True)
+            tx = self._group.with_scalars(scalars)
+            _, loss, *_ = trees
             extras = {"value": loss, "value_fn": uncalled, "grad_fn": uncalled}
             results: list[Tensor] = []
-            returned = _after_step(self._group, extras, *trees)
+            returned = _after_step(tx, extras, *trees)
             if structure_of(returned, results, opens=True) != of_results:
                 raise UnsuitableError
             return results, None
