@@ -103,6 +103,7 @@ def _merge_equal(graph: Graph, outputs: Iterable[Node]) -> None:
 
 def _with_constants(graph: Graph, text: Text) -> None:
     """Make numbers beside tensors 0-d tensors of the same dtype, which are rounded alike and made once."""
+    names: dict[Any, str] = {}
     for node in graph.nodes:
         if node.target not in WITH_NUMBERS or text.device.type != "cpu":
             continue
@@ -112,8 +113,10 @@ def _with_constants(graph: Graph, text: Text) -> None:
             continue
         is_float = type(number) in (float, int)
         if is_float and abs(number) <= torch.finfo(value.dtype).max:
-            name = f"constant_{node.name}"
-            text.namespace[name] = torch.tensor(number, dtype=value.dtype, device=CPU)
+            constant = torch.tensor(number, dtype=value.dtype, device=CPU)
+            # As text, because -0.0 equals 0.0.
+            name = names.setdefault(repr((number, value.dtype)), f"number_{node.name}")
+            text.namespace.setdefault(name, constant)
             node.args = (x, Unquoted(name), *others)
 
 

@@ -42,6 +42,7 @@ OfTensors: TypeAlias = Callable[[list[Tensor]], tuple[list[Tensor], Any]]
 # Calls of a kind before its operations are recorded, which takes as long as several calls.
 CALLS_BEFORE = 3
 MOST_OPERATIONS = 2**16  # of all kinds that are kept
+MOST_TENSORS = 2**12  # of a call: Python compiles a few lines for each
 DEVICE = operator.attrgetter("device")
 
 
@@ -57,9 +58,10 @@ def repeats(tx: Transformation) -> bool:
 
 
 def are_suitable(tensors: list[Tensor]) -> bool:
-    """Whether operations may be repeated with these arguments: they are plain, real and contiguous on one device."""
+    """Whether operations may be repeated with these arguments: plain, real and contiguous ones on one device."""
     return (
-        TYPES.issuperset(map(type, tensors))
+        len(tensors) <= MOST_TENSORS
+        and TYPES.issuperset(map(type, tensors))
         and are_dense(tensors)
         and all(map(Tensor.is_contiguous, tensors))
         and not any(map(Tensor.is_complex, tensors))

@@ -264,15 +264,15 @@ def _step(
     at = LossAt(loss_fn, (batch,))
     grads, (loss, _) = at.gradients(params)
     extras = at.extras(loss)
-    if "hessian_diag" in group.with_scalars(scalars).needs:
+    tx = group.with_scalars(scalars)
+    if "hessian_diag" in tx.needs:
         extras["hessian_diag"] = _hessian_diag(loss_fn, params, batch, probes)
-    return _rest_of_step(group, extras, scalars, grads, loss, params, state, alive)
+    return _rest_of_step(tx, extras, grads, loss, params, state, alive)
 
 
 def _rest_of_step(
-    group: Group,
+    tx: GradientTransformation,
     extras: dict[str, Any],
-    scalars: Any,
     grads: Any,
     loss: Tensor,
     params: Any,
@@ -280,18 +280,37 @@ def _rest_of_step(
     alive: Tensor,
 ) -> tuple[Any, Any, Tensor, Tensor]:
     """Make a step whose gradients are known, unless the member has diverged or diverges now."""
-    tx = group.with_scalars(scalars)
+    *after, finite, loss = _after_step(tx, extras, grads, loss, params, state, alive)
+    kept = _unless_diverged(finite, tuple(after), (params, state))
+    return (*kept, finite, loss)
+
+
+def _unless_diverged(finite: Tensor, after: Any, before: Any) -> Any:
+    """Return the trees after a step, or those before it where a member is not finite."""
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        ones = [1] * (new.ndim - finite.ndim)
+        return torch.where(finite.reshape([*finite.shape, *ones]), new, old)
+
+    return _tree.map_tensors(chosen, after, before)
+
+
+def _after_step(
+    tx: GradientTransformation,
+    extras: dict[str, Any],
+    grads: Any,
+    loss: Tensor,
+    params: Any,
+    state: Any,
+    alive: Tensor,
+) -> tuple[Any, Any, Tensor, Tensor]:
+    """Return weights and state after a step, whether the member has always been finite, and the loss."""
     new_params, new_state = stepped(tx, grads, loss, params, state, extras)
     finite = alive & loss.isfinite()
     for leaf in _tree.tensors(new_params):
         # 0 times a value is 0 if it is finite, else NaN; `isfinite` runs four operations under `vmap`.
         finite = finite & ((leaf * 0).sum() == 0)
-
-    def chosen(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(finite, new, old)
-
-    kept = _tree.map_tensors(chosen, (new_params, new_state), (params, state))
-    return (*kept, finite, loss.to(exact_dtype(loss)))
+    return new_params, new_state, finite, loss.to(exact_dtype(loss))
 
 
 def _repeats(group: Group) -> bool:
@@ -334,12 +353,14 @@ class RepeatedStep:
         if results is not None:
             return results
 
-        def rest(batch: Any, loss: Tensor, *trees: Any) -> Any:
+        def rest(
+            batch: Any, scalars: Any, grads: Any, loss: Tensor, *trees: Any
+        ) -> Any:
             extras = LossAt(loss_fn, (batch,)).extras(loss)
-            return _rest_of_step(self._group, extras, *trees)
+            tx = self._group.with_scalars(scalars)
+            return _rest_of_step(tx, extras, grads, loss, *trees)
 
-        axes = (None, *[0] * (1 + len(trees)))
-        return self._vmap(rest, in_dims=axes)(batch, loss, *trees)
+        return self._vmap(rest, in_dims=(None, *[0] * len(trees)))(batch, *trees)
 
     def _repeated(self, trees: tuple[Any, ...]) -> Any:
         """Return the results of the operations after the gradients; None if rules have to run."""
@@ -356,11 +377,12 @@ class RepeatedStep:
         of_results = "tuple", (of_params, of_state, None, None)
 
         def rest(tensors: list[Tensor]) -> tuple[list[Tensor], Any]:
-            trees = tree_of(structure, iter(tensors), opens=True)
-            _, _, loss, *_ = trees
+            scalars, *trees = tree_of(structure, iter(tensors), opens=True)
+            tx = self._group.with_scalars(scalars)
+            _, loss, *_ = trees
             extras = {"value": loss, "value_fn": uncalled, "grad_fn": uncalled}
             results: list[Tensor] = []
-            returned = _rest_of_step(self._group, extras, *trees)
+            returned = _after_step(tx, extras, *trees)
             if structure_of(returned, results, opens=True) != of_results:
                 raise UnsuitableError
             return results, None
@@ -373,13 +395,17 @@ class RepeatedStep:
             return None
         results, (_, dims) = found
         stacked = map(_along_first, results, dims, [members] * len(dims))
-        return tree_of(of_results, stacked, opens=True)
+        *after, finite, loss = tree_of(of_results, stacked, opens=True)
+        if finite.device.type != "cpu" or not finite.all():
+            *_, params, state, _ = trees
+            after = _unless_diverged(finite, tuple(after), (params, state))
+        return (*after, finite, loss)
 
 
 def _along_first(tensor: Tensor, dim: int | None, members: int) -> Tensor:
     """Return a tensor whose first dimension is that of members, as `torch.vmap` returns it."""
     if dim is None:
-        return tensor.expand(members, *tensor.shape)
+        return tensor.expand(members, *tensor.shape).contiguous()
     return tensor.movedim(dim, 0) if dim else tensor
 
 

@@ -8,6 +8,7 @@ import torch
 import gradtx
 from gradtx.pure import tree_run
 from tests.conformance import all_cases, assert_own_memory, assert_same, layout, noise
+from tests.tiers import by_day
 
 SHAPES = {"a": (4, 3), "b": (5,), "c": (2, 3, 2, 2)}
 
@@ -34,6 +35,7 @@ def outcome(tx, params, **options):
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=str)
+@by_day("adamw", "adafactor*", "lbfgs", "muon", "prodigy*", "schedule_free_adamw", "scale_by_*", "sam", "skip*", "sgd*")
 def test_each_call_returns_what_rules_return_line_by_line(case):
     tx = case.make()
     for params in (noise(1, SHAPES), noise(2, SHAPES), {name: torch.zeros(shape) for name, shape in SHAPES.items()}):

@@ -9,7 +9,8 @@ from torch.func import grad, vmap
 import gradtx
 from gradtx.compiler.repeat import Repeated
 from gradtx.pure import repeated_calls
-from tests.conformance import assert_own_memory, assert_same, tensors
+from tests.conformance import assert_own_memory, assert_same, plain_cases, tensors
+from tests.tiers import by_day
 
 MEMBERS, STEPS = 3, repeated_calls.CALLS_BEFORE + 3
 SHAPES = {"a": (4, 3), "b": (5,), "c": ()}
@@ -72,6 +73,22 @@ def test_every_call_has_the_bits_of_rules_line_by_line(name):
     calls = [(stacked(seed), params) for seed in range(STEPS)]
     result = assert_equals_eager_rules(vmap(tx.update), state, calls)
     assert_own_memory(result, (*calls, state))
+
+
+@pytest.mark.parametrize("case", plain_cases(), ids=str)
+@by_day("scale_by_sign", "orthogonalize", "scale_by_sm3")
+def test_every_method_has_the_bits_of_its_rules_line_by_line(case):
+    tx = case.make()
+    if {*tx.needs} - {"params"}:
+        pytest.skip("it needs more than gradients")
+    params = gradtx.stack([case.noise(seed) for seed in range(MEMBERS)])
+    calls = [(gradtx.stack([case.noise(10 * step + i) for i in range(MEMBERS)]), params) for step in range(STEPS)]
+    try:
+        state = vmap(tx.init)(params)
+        vmap(tx.update)(params, state, params)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"vmap cannot run it: {error}")
+    assert_equals_eager_rules(vmap(tx.update), state, calls)
 
 
 def test_each_member_takes_the_steps_of_torch():

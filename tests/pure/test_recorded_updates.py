@@ -5,7 +5,8 @@ import torch
 
 import gradtx
 from gradtx.pure import repeated_calls
-from tests.conformance import assert_same, noise
+from tests.conformance import assert_same, noise, plain_cases
+from tests.tiers import by_day
 
 STEPS = repeated_calls.CALLS_BEFORE + 3
 SHAPES = {"a": (4, 3), "b": (5,), "c": ()}
@@ -70,6 +71,31 @@ def test_values_and_derivatives_have_the_bits_of_rules_line_by_line(name, requir
             if x is not None:
                 assert torch.equal(x, y)
                 assert x.requires_grad == y.requires_grad
+
+
+@pytest.mark.parametrize("case", plain_cases(), ids=str)
+@by_day("scale_by_sign", "scale_by_adam", "scale_by_rms")
+def test_every_method_has_the_bits_of_its_rules_line_by_line(case):
+    if {*case.example.needs} - {"params"}:
+        pytest.skip("it needs more than gradients")
+    shapes = {name: tuple(x.shape) for name, x in case.noise(0).items()}
+    make = lambda rate: case.make()  # noqa: E731
+
+    try:
+        with gradtx.eagerly():
+            expected, expected_inputs = trained(make, shapes=shapes, requires=("scale", "start"))
+            wanted = derivatives(expected, expected_inputs)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"torch cannot differentiate it: {error}")
+    result, inputs = trained(make, shapes=shapes, requires=("scale", "start"))
+    if not operations():
+        pytest.skip("it has a program, or runs its rules")
+    assert_same(result, expected)
+    for x, y in zip(
+        (x for of in derivatives(result, inputs) for x in of), (x for of in wanted for x in of), strict=True
+    ):
+        assert (x is None) == (y is None)
+        assert x is None or torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
 def test_derivatives_are_those_of_the_formula():
