@@ -226,7 +226,7 @@ class Leaf(Task):
         if is_traced or not are_plain:
             return set(map(memory_of, tensors))
         # A shortcut: the same keys.
-        return {storage._cdata for storage in map(Tensor.untyped_storage, tensors)}
+        return {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def new_slots(
         self, taken: Container[Any], are_written: bool = True

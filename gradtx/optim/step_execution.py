@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from gradtx.base.ambient import SWITCH, note_program
 from gradtx.base.dtensor import is_sharded
 from gradtx.distributed.collectives import Relay
-from gradtx.execution.execute import Leaf, Operation, Task, execute
+from gradtx.execution.execute import Leaf, Operation, execute
 from gradtx.optim.core import StepObserver
 from gradtx.optim.run import Member
 from gradtx.optim.step_leaves import check_fits
@@ -38,7 +39,7 @@ class StepExecution:
         try:
             if self.observer is not None and self._can_rehearse_first(eager):
                 copies = self.observer.copies(self.step, bundles)
-                execute(copies, Task.release, self.observer)
+                execute(copies, operator.methodcaller("release"), self.observer)
                 self.observer = None
             if eager or self.observer is not None or self.step.core.members.are_divided:
                 self._run_all(bundles, eager, done)

@@ -82,8 +82,10 @@ class LeavesTogether(Task):
             while payload is not None:
                 total = next(totals, None)
                 if total is None:
+                    leaf.release()
                     return payload
                 payload = resumed(steps, total)
+        leaf.release()
         return None
 
     def _measure(self) -> None:
@@ -98,6 +100,7 @@ class LeavesTogether(Task):
             while payload is not None:
                 payload = resumed(steps, next(totals))
         self._observer.check(leaf)
+        leaf.release()
 
 
 class StepLinks(LinkObserver):
