@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from gradtx.compiler import cache
-from gradtx.compiler.cache import ProgramsOfChains, SharedPrograms
+from gradtx.base import recent
+from gradtx.base.recent import ProgramsOfChains, SharedPrograms
 from gradtx.optim import outline
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
@@ -21,7 +21,7 @@ from tests import tiers
 if os.environ.get("GRADTX_GPU") != "cuda":
     import tests.gpu.pretend  # noqa: F401
 
-cache.MOST = 20_000  # programs: those of a case are recorded once for all of its tests
+recent.MOST = 20_000  # programs: those of a case are recorded once for all of its tests
 
 
 collect_ignore = ["optax_reference.py"]  # a script for another process; `make test` does not install optax

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gradtx.compiler.cache import MOST
+from gradtx.base.recent import MOST
 
 # The instruction sets of torch's own kernels.
 INSTRUCTIONS = {

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler import cpp, triton
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.constants import (
     LITERAL,
     Constants,

@@ -9,7 +9,7 @@ import linecache
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gradtx.compiler.cache import MOST
+from gradtx.base.recent import MOST
 from gradtx.compiler.write_triton import START
 
 WARPS = 8  # 16 bytes per thread and argument in float32

@@ -198,6 +198,8 @@ class _Writer(Text):
         """Whether leaves of no dimension may be the entries of vectors, with the same results."""
         if self._of_sets or batches.batches_on(self.device):
             return False
+        if any(node.meta["val"].ndim for node in self._lowered.leaves):
+            return False
         return can_be_stacked(self._lowered) and all(
             self._foreach_call(node) is not None
             for node in self._nodes

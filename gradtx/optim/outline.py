@@ -13,8 +13,7 @@ from torch import Tensor
 
 from gradtx.base.errors import Path
 from gradtx.base.plain import TYPES, is_plain
-from gradtx.base.recent import Recent
-from gradtx.compiler.cache import ProgramsOfChains
+from gradtx.base.recent import ProgramsOfChains, Recent
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.traits import Traits
 from gradtx.optim.groups import has_any

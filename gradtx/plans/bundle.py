@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx.base.chunks import slices_within
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import dtype_on
-from gradtx.compiler.cache import SharedPrograms
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler.scalars import PYTHON_NUMBERS
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.compiler.write_lists import ListFunction, list_function

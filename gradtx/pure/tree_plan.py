@@ -25,7 +25,7 @@ from gradtx.base.errors import StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense
-from gradtx.compiler.cache import ProgramsOfChains
+from gradtx.base.recent import ProgramsOfChains
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import FROZEN, Leaf, execute
 from gradtx.execution.extras import as_scalar

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler import cpp, kernels
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.plans import bundle
 from tests.compiler.expressions import wrong_operations
 from tests.conformance import after_a_bad_gradient, composed_cases, noise, plain_cases, step_extras, tensors

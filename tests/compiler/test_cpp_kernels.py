@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler import cpp, kernels
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.write_cpp_expressions import HALVES, PRELUDE
 from tests.compiler.problems import CHANNELS, DIRECTIONS, FACTORED, ROWS, moved, rule
 from tests.conformance import assert_own_memory

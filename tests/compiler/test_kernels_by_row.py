@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler import kernels, triton
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.kernels import AS_RECORDED, Inputs, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
 from tests.compiler.problems import CPU, assert_equal_bits, columns_of, copies, scalars_of

@@ -10,8 +10,9 @@ import torch
 
 import gradtx
 from gradtx import chain
+from gradtx.base import recent
 from gradtx.base import tree as _tree
-from gradtx.compiler import UnrecordableError, cache, list_function, scalar_operations
+from gradtx.compiler import UnrecordableError, list_function, scalar_operations
 from gradtx.compiler.record import as_written
 from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
@@ -848,7 +849,7 @@ OF_ALL_SHAPES = {
 @pytest.mark.parametrize(("make", "most"), OF_ALL_SHAPES.values(), ids=OF_ALL_SHAPES)
 def test_leaves_of_all_shapes_share_a_program_in_pure_use(make, most, forget_programs, monkeypatch):
     """Also if functions of another text push theirs out of the cache in between."""
-    monkeypatch.setattr(cache, "MOST", 1)
+    monkeypatch.setattr(recent, "MOST", 1)
     forget_programs()
     shapes = {"a": (4, 6), "b": (6,), "c": (3, 5), "d": (2,), "e": (5, 7)}
     tx, params = make(), noise(0, shapes)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.base.recent import ProgramsOfChains, SharedPrograms
 from gradtx.compiler import list_function, write_lists
-from gradtx.compiler.cache import ProgramsOfChains, SharedPrograms
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle

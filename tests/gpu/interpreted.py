@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler import kernels
 from gradtx.compiler import triton as engine_triton
-from gradtx.compiler.cache import SharedPrograms
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 np = pytest.importorskip("numpy")

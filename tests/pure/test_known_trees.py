@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base.recent import Recent
-from gradtx.compiler import cache
-from gradtx.compiler.cache import SharedPrograms
+from gradtx.base import recent
+from gradtx.base.recent import Recent, SharedPrograms
 from gradtx.pure import known_trees, tree_plan
 
 
@@ -60,7 +59,7 @@ def test_structures_without_a_program_are_forgotten_too(monkeypatch):
 
 
 def test_the_programs_of_a_table_have_a_limit(monkeypatch):
-    monkeypatch.setattr(cache, "MOST", 20)
+    monkeypatch.setattr(recent, "MOST", 20)
     table = SharedPrograms()
     for key in range(50):
         table.of(key)["program"] = key

@@ -14,8 +14,8 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local, with_pending_sums
 from gradtx.base.plain import TYPES
+from gradtx.base.recent import ProgramsOfChains
 from gradtx.base.torch_names import copy_each_
-from gradtx.compiler.cache import ProgramsOfChains
 from gradtx.distributed.layouts import rows_are_whole
 from gradtx.distributed.sums import PartialSum
 from gradtx.execution.execute import Leaf, LeafTerms
