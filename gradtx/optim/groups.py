@@ -412,7 +412,10 @@ class GroupSettings:
         numbers: list[float] = []
         for name, entry in self.entries.items():
             value, off = values[name], entry.argument.range.off
-            if are_floats(value):
+            is_named = entry.argument.kind == "named floats"  # which are no arguments
+            if is_named and are_floats(value):
+                template.append(value)
+            elif are_floats(value):
                 for item in items_of(value):
                     is_off = item == off
                     template.append(off if is_off else ARGUMENT)

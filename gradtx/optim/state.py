@@ -62,6 +62,7 @@ from gradtx.transform import GradientTransformation
 
 # The memory of a storage, and the bytes of a tensor.
 STORAGE, NBYTES = operator.attrgetter("_cdata"), operator.attrgetter("nbytes")
+SHAPE, DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
 
 
 class Initial(NamedTuple):
@@ -846,6 +847,10 @@ def matched(
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
     layout, first, _ = initial
+    if not (saved_codes or layout.codes or layout.shared or layout.owned):
+        state = _as_it_is(saved, first, member.param)
+        if state is not None:
+            return state
     param, who = member.param, f"state of parameter {member.name!r}"
     complex_keys: set[str] = set()
     if param.is_complex():
@@ -888,6 +893,28 @@ def matched(
         state[key] = value
     for key in complex_keys & state.keys():
         state[key] = as_complex(state[key])
+    return state
+
+
+def _as_it_is(saved: Entry, first: State, param: Tensor) -> State | None:
+    """Return a saved entry that is like a first state, on its devices; None for others."""
+    if saved.keys() != first.keys() or param.is_complex():
+        return None
+    likes, values = list(first.values()), list(map(saved.__getitem__, first))
+    if not TYPES.issuperset(map(type, values)):
+        return None
+    for attribute in (DTYPE, SHAPE):
+        if list(map(attribute, values)) != list(map(attribute, likes)):
+            return None
+    state: State = {}
+    for (key, like), value in zip(first.items(), values, strict=True):
+        if value.is_meta:
+            return None
+        if key.rpartition(".")[2] in COUNTS:
+            count = float(value) if value.numel() == 1 else -1.0
+            if not (count.is_integer() and 0 <= count <= FLOAT32_COUNTS):
+                return None
+        state[key] = value.detach().to(param.device if like.is_meta else like.device)
     return state
 
 

@@ -230,7 +230,10 @@ class StepPlan(Plan[Any]):
             self._tensors = self._present_tensors()
         except KeyError:
             return False
-        if not all(map(_is_usual_slot, self._tensors)):
+        # A shortcut: `matches` compares layouts, which tell what else a memory may hold.
+        are_plain = TYPES.issuperset(map(type, self._tensors))
+        have_memory = are_plain and all(map(Tensor.data_ptr, self._tensors))
+        if not (have_memory or all(map(_is_usual_slot, self._tensors))):
             return False
         for bundle in self.bundles:
             bundle.take_states()

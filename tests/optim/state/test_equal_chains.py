@@ -185,3 +185,24 @@ def test_a_schedule_of_the_user_is_not_kept_alive():
     del optimizer, function, param
     gc.collect()
     assert alive() is None
+
+
+def test_numbers_that_are_no_hyperparameters_stay_constants_of_later_chains():
+    """The coefficients of Muon's iteration, of which one optimizer has others than the one before."""
+    weights = []
+    for coefficients in ((3.4445, -4.775, 2.0315), (3.4445, -4.775, 2.0315), (2.0, -1.5, 0.5)):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+        optimizer = gradtx.optim.Muon([weight], lr=0.1, ns_coefficients=coefficients)
+        for _ in range(2):
+            weight.grad = weight.detach().sin()
+            optimizer.step()
+        with gradtx.eagerly():
+            reference = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+            eager = gradtx.optim.Muon([reference], lr=0.1, ns_coefficients=coefficients)
+            for _ in range(2):
+                reference.grad = reference.detach().sin()
+                eager.step()
+        torch.testing.assert_close(weight, reference)
+        weights.append(weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[1], weights[2])
