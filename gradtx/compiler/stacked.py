@@ -29,9 +29,13 @@ FEW = 4
 
 
 def can_be_stacked(lowered: LoweredGraph) -> bool:
-    """Whether all values of leaves have no dimension, and vectors of them have the same bits."""
-    lists = [node for node in lowered.nodes if is_list(node)]
-    return bool(lowered.leaves) and all(map(_can_be_entry, lists))
+    """Whether all values of leaves have no dimension, vectors of them have the same bits, and none is returned.
+
+    Results that are entries of vectors would share memory.
+    """
+    if not lowered.leaves or any(map(is_list, lowered.results)):
+        return False
+    return all(_can_be_entry(node) for node in lowered.nodes if is_list(node))
 
 
 def _can_be_entry(node: Node) -> bool:

@@ -38,7 +38,6 @@ from gradtx.compiler.stacked import (
     can_be_stacked,
     promoted,
     stacked,
-    unstacked,
     write_back,
     written,
 )
@@ -168,7 +167,6 @@ class _Writer(Text):
             filled=_filled,
             promoted=promoted,
             stacked=stacked,
-            unstacked=unstacked,
             write_back=write_back,
             norm=torch.linalg.vector_norm,
             norm_of_many=_norm_of_many,
@@ -356,8 +354,6 @@ class _Writer(Text):
                     if root in taken or _is_part(result, root):
                         cases.append(case)
                 text = _cloned(text, cases)
-                if self._is_stacked:
-                    text = f"unstacked({text})"
                 taken |= roots.keys()
             elif not is_scalar(result):
                 text = f"{text}.clone()"
