@@ -68,6 +68,6 @@ def update(call: UpdateCall) -> Any:
         found = repeated(key, over_members(of_member, dims, members), tensors)
     if found is None:
         return None
-    results, (of_state, dims) = found
+    results, (structure, dims) = found
     wrapped = map(_torch.of_member, results, dims, [level] * len(dims))
-    return of_member.returned(wrapped, of_state)
+    return of_member.returned(wrapped, structure)

@@ -128,7 +128,8 @@ def repeated(
     records = records_gradients(tensors, ())
     flags = [tensor.requires_grad for tensor in tensors] if records else ()
     layouts = [(tensor.dtype, tensor.shape) for tensor in tensors]
-    key = key, *layouts, *flags, torch.get_default_dtype()
+    # `are_suitable` has seen that all are on one device.
+    key = key, *layouts, *flags, tensors[0].device, torch.get_default_dtype()
     try:
         calls = known.get(key) or RepeatedCalls()
     except TypeError:  # an option that cannot be hashed
@@ -183,7 +184,7 @@ class RepeatedUpdate:
         )
 
     def __call__(self, tensors: list[Tensor]) -> tuple[list[Tensor], Any]:
-        """Return the tensors of the results, and the structure of the new state."""
+        """Return the tensors of the results, and which updates there are with the structure of the new state."""
         values = iter(tensors)
         trees = self.trees
         leaves = [None if x is None else next(values) for x in trees.tensors]
@@ -197,14 +198,17 @@ class RepeatedUpdate:
         tx = ChainOf(self._call.tx, self._structure)(numbers)
         updates, state = _pure.update(UpdateCall(tx, updates, state, params, extras))
         returned = Trees.of(updates, state, params, None)
-        results = [x for x in returned.of_updates() if x is not None]
-        of_state = structure_of(state, results)
-        return results, of_state
+        updates = returned.of_updates()
+        results = [x for x in updates if x is not None]
+        # A combinator may return an update of a leaf without a gradient.
+        are_there = [x is not None for x in updates]
+        return results, (are_there, structure_of(state, results))
 
-    def returned(self, results: Iterable[Tensor], of_state: Any) -> tuple[Any, Any]:
+    def returned(self, results: Iterable[Tensor], structure: Any) -> tuple[Any, Any]:
         """Return the tensors of the results as trees."""
+        are_there, of_state = structure
         leaves = iter(results)
-        updates = [None if x is None else next(leaves) for x in self.trees.of_updates()]
+        updates = [next(leaves) if is_there else None for is_there in are_there]
         return self.trees.with_updates(updates), tree_of(of_state, leaves)
 
 

@@ -278,3 +278,24 @@ def test_a_state_of_another_chain_is_refused_in_every_call():
     for _ in range(STEPS):
         with pytest.raises(ValueError, match="this chain does not use"):
             vmap(gradtx.sgd(0.1, momentum=0.9).update)(params, state, params)
+
+
+def test_a_leaf_without_a_gradient_may_have_an_update(recordings):
+    tx, params = gradtx.accumulate(gradtx.adamw(), every=2), stacked(0)
+    all_leaves = vmap(tx.update)
+    without_b = vmap(lambda grads, state, params: tx.update({**grads, "b": None}, state, params))
+    state = vmap(tx.init)(params)
+    for step in range(STEPS):
+        _, state = assert_equals_eager_rules(all_leaves, state, [(stacked(2 * step), params)])
+        _, state = assert_equals_eager_rules(without_b, state, [(stacked(2 * step + 1), params)])
+
+
+def test_members_on_another_device_have_operations_of_their_own(recordings):
+    tx = gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw())
+    for device in ("pretend", "cpu"):
+        params = {name: x.to(device) for name, x in stacked(0).items()}
+        state = vmap(tx.init)(params)
+        for _ in range(STEPS):
+            updates, state = vmap(tx.update)(params, state, params)
+        assert {x.device.type for x in updates.values()} == {device}
+    assert len(recordings) == 2

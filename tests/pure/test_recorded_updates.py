@@ -1,5 +1,7 @@
 """Updates that autograd records: later calls repeat the operations of earlier ones, with the same derivatives."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -176,3 +178,24 @@ def test_weights_in_other_layouts_keep_these():
         with gradtx.eagerly():
             expected, _ = tx.update({"a": torch.ones(3, 4)}, tx.init(params), params)
         assert updates["a"].stride() == expected["a"].stride()
+
+
+@pytest.mark.parametrize("absent", ["a", "b", "c"])
+def test_a_leaf_without_a_gradient_may_have_an_update(absent):
+    """Every other call returns a mean, also for a leaf whose gradient only the call before had."""
+    results = []
+    for eager in (False, True):
+        tx = gradtx.accumulate(gradtx.adamw(), every=2)
+        params, scale = noise(2, SHAPES), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        state, returned = tx.init(params), []
+        for step in range(4 * STEPS):
+            grads = {name: (x * (step + 1)).sin() * scale for name, x in params.items()}
+            if step % 2:
+                grads[absent] = None
+            with gradtx.eagerly() if eager else contextlib.nullcontext():
+                updates, state = tx.update(grads, state, params)
+            returned.append(updates)
+        (slope,) = torch.autograd.grad(sum(x.sum() for x in updates.values()), scale)
+        results.append((returned, state, slope))
+    assert operations()
+    assert_same(*results)
