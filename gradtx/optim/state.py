@@ -901,7 +901,7 @@ def _as_it_is(saved: Entry, first: State, param: Tensor) -> State | None:
     if saved.keys() != first.keys() or param.is_complex():
         return None
     likes, values = list(first.values()), list(map(saved.__getitem__, first))
-    if not TYPES.issuperset(map(type, values)):
+    if not TYPES.issuperset(map(type, (*likes, *values))):
         return None
     for attribute in (DTYPE, SHAPE):
         if list(map(attribute, values)) != list(map(attribute, likes)):
