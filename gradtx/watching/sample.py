@@ -64,9 +64,7 @@ class Sample:
         self.groups = dict(groups)
         self.loss = loss
         self.without_gradient = list(without_gradient)
-        self.rows = _rows_of(sums, order)
-        if per == "all":
-            self.rows = list(dict.fromkeys((ALL, link) for _, link in self.rows))
+        self.rows = _rows_of(tuple(sums), tuple(order), per)
         numbers = {row: i for i, row in enumerate(self.rows)}
         columns = {name: j for j, name in enumerate(SUMS)}
         places: list[tuple[list[int], int]] = []
@@ -149,13 +147,19 @@ def figures_of(sums: Tensor) -> dict[str, list[float]]:
     return {name: figure(columns).tolist() for name, figure in FIGURES.items()}
 
 
-def _rows_of(sums: Sums, order: Sequence[str]) -> list[tuple[str, str]]:
+# Steps of a run share their rows: Python's garbage collector looks at all that a run keeps.
+@functools.lru_cache(maxsize=32)
+def _rows_of(
+    measured: tuple[tuple[Measured, str], ...], order: tuple[str, ...], per: str
+) -> tuple[tuple[str, str], ...]:
     """Return the leaf and the link of each row, by leaf."""
-    rows = [(leaf, link) for leaves, link in sums for leaf in names_of(leaves)]
-    if not order:
-        return rows
-    place_of = {leaf: i for i, leaf in enumerate(order)}
-    return sorted(rows, key=lambda row: place_of.get(row[0], len(order)))
+    rows = [(leaf, link) for leaves, link in measured for leaf in names_of(leaves)]
+    if per == "all":
+        return tuple(dict.fromkeys((ALL, link) for _, link in rows))
+    if order:
+        place_of = {leaf: i for i, leaf in enumerate(order)}
+        rows.sort(key=lambda row: place_of.get(row[0], len(order)))
+    return tuple(rows)
 
 
 def _added_up(
