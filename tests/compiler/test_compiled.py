@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base.recent import SharedPrograms
+from gradtx.base.recent import ProgramsOfChains, SharedPrograms
 from gradtx.compiler import cpp, kernels
+from gradtx.optim import outline
 from gradtx.plans import bundle
 from tests.compiler.expressions import wrong_operations
 from tests.conformance import after_a_bad_gradient, composed_cases, noise, plain_cases, step_extras, tensors
@@ -205,6 +206,7 @@ def _programs(monkeypatch):
     """The texts of all kernels; what other tests have left is compiled again."""
     texts, compiled = set(), cpp.compiled
     monkeypatch.setattr(kernels, "_KERNELS", SharedPrograms())
+    monkeypatch.setattr(outline, "_OUTLINES", ProgramsOfChains())
     monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
     monkeypatch.setattr(cpp, "compiled", lambda text: texts.add(text) or compiled(text))
     return texts

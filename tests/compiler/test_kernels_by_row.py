@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base.recent import SharedPrograms
+from gradtx.base.recent import ProgramsOfChains, SharedPrograms
 from gradtx.compiler import kernels, triton
 from gradtx.compiler.kernels import AS_RECORDED, Inputs, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
+from gradtx.optim import outline
 from tests.compiler.problems import CPU, assert_equal_bits, columns_of, copies, scalars_of
 from tests.examples import example_of
 
@@ -35,12 +36,12 @@ def phases(monkeypatch):
     def phase_of(name, shape, dtype):
         param = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
         factory = getattr(gradtx, name)
-        optimizer = gradtx.as_optimizer(factory(**example_of(factory)), [param], compile=True)
         param.grad = torch.ones_like(param)
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "_KERNELS", SharedPrograms())
+            patch.setattr(outline, "_OUTLINES", ProgramsOfChains())
             patch.setattr(PhaseKernels, "of", staticmethod(of))
-            optimizer.step()
+            gradtx.as_optimizer(factory(**example_of(factory)), [param], compile=True).step()
         return noted[-1]
 
     return phase_of

@@ -9,6 +9,7 @@ import gradtx
 from gradtx.base.recent import ProgramsOfChains, SharedPrograms
 from gradtx.compiler import list_function, write_lists
 from gradtx.compiler.write_expressions import UnsuitableProgramError
+from gradtx.optim import outline
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
 from tests.compiler.problems import CPU, assert_equal_bits, bits, columns_of, copies, recorded, scalars_of
@@ -32,14 +33,14 @@ def recording_of(monkeypatch):
     def recording(name, dtype=torch.float32):
         param = torch.nn.Parameter(torch.ones(12, 10, dtype=dtype))
         factory = getattr(gradtx, name)
-        optimizer = gradtx.as_optimizer(factory(**example_of(factory)), [param])
         param.grad = torch.ones_like(param)
         with monkeypatch.context() as patch:
             # Others have recorded chains of this structure for leaves of other sizes.
             patch.setattr(lists, "_SHARED", ProgramsOfChains())
+            patch.setattr(outline, "_OUTLINES", ProgramsOfChains())
             patch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
             patch.setattr(bundle, "list_function", noting)
-            optimizer.step()
+            gradtx.as_optimizer(factory(**example_of(factory)), [param]).step()
         return noted[-1]
 
     return recording

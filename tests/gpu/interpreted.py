@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from gradtx.base.recent import SharedPrograms
+from gradtx.base.recent import ProgramsOfChains, SharedPrograms
 from gradtx.compiler import kernels
 from gradtx.compiler import triton as engine_triton
+from gradtx.optim import outline
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 np = pytest.importorskip("numpy")
@@ -23,7 +24,8 @@ np = pytest.importorskip("numpy")
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 CAST, SPLAT = InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat
-KERNELS = SharedPrograms()  # apart from those in C++ for the CPU
+# Apart from those in C++ for the CPU.
+KERNELS, OUTLINES = SharedPrograms(), ProgramsOfChains()
 
 # Functions of CUDA's library, which the interpreter lacks.
 FUNCTIONS = {
@@ -132,6 +134,7 @@ def interpreting() -> Iterator[None]:
         patch.setitem(kernels.LANGUAGES, "cpu", kernels.TritonKernels)
         patch.setitem(kernels.LANGUAGES, "pretend", kernels.TritonKernels)
         patch.setattr(kernels, "_KERNELS", KERNELS)
+        patch.setattr(outline, "_OUTLINES", OUTLINES)
         patch.setattr(engine_triton, "compiled", compiled)
         patch.setattr(engine_triton, "launch", launch)
         patch.setattr(InterpreterBuilder, "cast_impl", _rounded)
