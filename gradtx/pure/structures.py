@@ -314,7 +314,13 @@ class Trees(NamedTuple):
                 stride = torch.empty_like(param, device="meta").stride()
                 spec = TensorSpec(dtype, param.device, param.shape, stride, False)
             specs[i] = spec
-        return self.filled({i: spec.stand_in() for i, spec in specs.items()})
+        # With memory, though values say nothing: leaves of 16 bits are converted, as those of a call are.
+        return self.filled(
+            {
+                i: spec.empty().requires_grad_(spec.requires_grad)
+                for i, spec in specs.items()
+            }
+        )
 
 
 def counts_of(state: Any) -> list[int] | None:

@@ -106,6 +106,28 @@ def test_any_leaves_may_lack_a_gradient_in_any_update(name):
     follows_the_definition(CHAINS[name], params, patterns(params, 7))
 
 
+@pytest.mark.parametrize("of_gradients", [None, torch.float32], ids=["alike", "gradients in float32"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_leaves_in_which_rules_do_not_compute_may_lack_a_gradient_in_the_first_update(
+    dtype, of_gradients, plans, monkeypatch
+):
+    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.SharedTrees())
+    params = {name: x.to(dtype) for name, x in noise(0, {**MATRICES, "c": ()}).items()}
+    calls = [
+        {name: None if name in absent else torch.ones_like(x, dtype=of_gradients) for name, x in params.items()}
+        for absent in (("a0", "b0", "c"), ("b0", "c"), (), ("a0", "b1"))
+    ]
+    for made, make in enumerate((gradtx.adamw, gradtx.radam, lambda: gradtx.adam(state_dtype="int8")), 1):
+        follows_the_definition(make(), params, calls, tolerance=1e-6)
+        assert len(plans) >= made
+
+
+def test_a_weight_of_no_dimension_in_16_bits_may_lack_a_gradient_in_the_first_update():
+    params = {"w": torch.ones(2, 2, dtype=torch.bfloat16), "scale": torch.ones((), dtype=torch.bfloat16)}
+    calls = [{**params, "scale": None}, params]
+    follows_the_definition(chain(gradtx.clip_by_global_norm(0.25), gradtx.adamw()), params, calls, tolerance=1e-6)
+
+
 @pytest.mark.parametrize("counts", ["calls", "leaves"])
 def test_new_patterns_need_no_new_plan(counts, plans, monkeypatch):
     tx = chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw(lr=0.03))
