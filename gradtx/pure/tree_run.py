@@ -525,26 +525,25 @@ def warn_of_graphs(state: Any, params: Any) -> None:
 def _update(call: UpdateCall, observer: Observer | None) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
-    if has_gradients(leaves.values()):
-        if run.route.traits().prepares:
+    counts = is_update(leaves.values())
+    running = leaves
+    if not counts:  # frozen leaves alone: no combinator returns what others have saved
+        running = {name: leaf for name, leaf in leaves.items() if leaf.has_gradient}
+    if running:
+        if counts and run.route.traits().prepares:
             prepare(leaves.values())
-        execute(leaves.values(), watch=observer)
+        execute(running.values(), watch=observer)
         run.end()
-        for name, leaf in leaves.items():
+        for name, leaf in running.items():
             result = leaf.result()
             if result is not None:
                 outputs[name] = leaf.in_callers_form(result)
     else:
         run.release()
-    new_state = run.rebuilt(leaves) if is_update(leaves.values()) else run.unchanged()
+    new_state = run.rebuilt(leaves) if counts else run.unchanged()
     _, *trees = call
     run.memory.register(_tree.tensors(trees))
     return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
-
-
-def has_gradients(leaves: Iterable[Leaf]) -> bool:
-    """Whether any leaf has an update."""
-    return any(leaf.has_gradient for leaf in leaves)
 
 
 def is_update(leaves: Iterable[Leaf]) -> bool:

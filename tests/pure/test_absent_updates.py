@@ -293,3 +293,23 @@ def test_a_program_of_many_patterns_keeps_no_tensor_alive():
     del grads, state
     gc.collect()
     assert [ref() for ref in kept] == [None] * len(kept)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.accumulate(chain(gradtx.sgd(1.0), gradtx.freeze("frozen")), 2),
+        chain(gradtx.accumulate(gradtx.sgd(1.0), 2), gradtx.freeze("frozen")),
+    ],
+    ids=["inside", "outside"],
+)
+def test_a_call_in_which_only_frozen_leaves_have_gradients_is_no_call_of_a_cycle(tx):
+    params = {"w": torch.zeros(1), "frozen": torch.zeros(1)}
+    state, values = tx.init(params), []
+    for gradient in (1.0, None, 2.0, 4.0):
+        grads = {"w": None if gradient is None else torch.tensor([gradient]), "frozen": torch.ones(1)}
+        updates, state = tx.update(grads, state, params)
+        params = gradtx.apply_updates(params, updates)
+        values.append(params["w"].item())
+    assert values == [0.0, 0.0, -1.5, -1.5]
+    assert params["frozen"] == 0
