@@ -17,7 +17,10 @@ from torch.nn import Parameter
 TYPES: set[type] = {Tensor, Parameter}
 
 
-LAYOUT, _IS_NESTED = operator.attrgetter("layout"), operator.attrgetter("is_nested")
+# Of tensors, without a call of Python for each.
+SHAPE, DTYPE, DEVICE, LAYOUT, _IS_NESTED = map(
+    operator.attrgetter, ("shape", "dtype", "device", "layout", "is_nested")
+)
 STRIDED = frozenset((torch.strided,))
 
 

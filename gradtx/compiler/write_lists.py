@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import dtype_on
+from gradtx.base.plain import SHAPE
 from gradtx.compiler import batches
 from gradtx.compiler.graph import (
     args_of,
@@ -77,7 +77,6 @@ LERPS_BY_LEAF = "ScalarList" in aten._foreach_lerp.overloads()
 # In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
 EXACT_SCALARS = frozenset((torch.float32, torch.float64))
 
-SHAPE = operator.attrgetter("shape")
 # The most entries of leaves whose temporaries a call leaves to the next one.
 KEPT = 1 << 16
 

@@ -205,13 +205,13 @@ class AcceptedValues:
             return False
         try:
             for corner in itertools.product(*corners):
-                of_corner = dict(values)
+                at_corner = dict(values)
                 for (name, i), number in zip(box, corner, strict=True):
-                    value = of_corner[name]
-                    of_corner[name] = number
+                    value = at_corner[name]
+                    at_corner[name] = number
                     if isinstance(value, tuple):
-                        of_corner[name] = (*value[:i], number, *value[i + 1 :])
-                self._construct(of_corner)
+                        at_corner[name] = (*value[:i], number, *value[i + 1 :])
+                self._construct(at_corner)
         except (TypeError, ValueError, ArithmeticError):
             return False
         return True
@@ -412,17 +412,15 @@ class GroupSettings:
         numbers: list[float] = []
         for name, entry in self.entries.items():
             value, off = values[name], entry.argument.range.off
-            is_named = entry.argument.kind == "named floats"  # which are no arguments
-            if is_named and are_floats(value):
-                template.append(value)
-            elif are_floats(value):
+            is_argument = entry.argument.kind != "named floats"
+            if is_argument and are_floats(value):
                 for item in items_of(value):
                     is_off = item == off
                     template.append(off if is_off else ARGUMENT)
                     if not is_off:
                         numbers.append(item)
                 template.append(type(value) is tuple and len(value))
-            elif type(value) in SETTLED:
+            elif _is_settled(value):
                 template.append((type(value), value))
             else:
                 return None, []
@@ -594,9 +592,9 @@ def names_in_group(
     tx: GradientTransformation, labels: Mapping[Any, str] | None
 ) -> Mapping[str, Entry]:
     """Return the hyperparameters of a group with these labels by their names in it."""
-    of_labels = None if labels is None else tuple(labels.items())
+    key = None if labels is None else tuple(labels.items())
     return tx._once(
-        ("names in group", of_labels), lambda: _names_in_group(tx._entries(labels))
+        ("names in group", key), lambda: _names_in_group(tx._entries(labels))
     )
 
 
@@ -743,7 +741,7 @@ def without_arrays(value: Any) -> Any:
 
 
 def _is_settled(value: Any) -> bool:
-    """Whether a value is certainly a constant, which nobody can write in place."""
+    """Whether a value is a constant that nobody can write in place."""
     return are_floats(value) or type(value) in SETTLED
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.errors import Path
-from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.plain import DEVICE, DTYPE, SHAPE, TYPES, is_plain
 from gradtx.base.recent import ProgramsOfChains, Recent
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.traits import Traits
@@ -23,7 +22,6 @@ from gradtx.state.layout import Layout, State
 from gradtx.transform import GradientTransformation
 
 MOST_STRUCTURES = 32  # of the values of one chain
-SHAPE, DTYPE, DEVICE = map(operator.attrgetter, ("shape", "dtype", "device"))
 MOST_KINDS = 256  # of parameters, whose first states one outline knows
 
 

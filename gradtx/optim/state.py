@@ -25,7 +25,7 @@ from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
-from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.plain import DTYPE, SHAPE, TYPES, is_plain
 from gradtx.distributed.layouts import pieces_at, team_of
 from gradtx.distributed.redistribution import distributed_like
 from gradtx.execution.execute import Leaf, Route, initialize
@@ -62,7 +62,6 @@ from gradtx.transform import GradientTransformation
 
 # The memory of a storage, and the bytes of a tensor.
 STORAGE, NBYTES = operator.attrgetter("_cdata"), operator.attrgetter("nbytes")
-SHAPE, DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
 
 
 class Initial(NamedTuple):
@@ -848,7 +847,7 @@ def matched(
     """
     layout, first, _ = initial
     if not (saved_codes or layout.codes or layout.shared or layout.owned):
-        state = _as_it_is(saved, first, member.param)
+        state = _as_it_is(saved, first, member.param, device_of)
         if state is not None:
             return state
     param, who = member.param, f"state of parameter {member.name!r}"
@@ -896,7 +895,12 @@ def matched(
     return state
 
 
-def _as_it_is(saved: Entry, first: State, param: Tensor) -> State | None:
+def _as_it_is(
+    saved: Entry,
+    first: State,
+    param: Tensor,
+    device_of: Callable[[str], torch.device],
+) -> State | None:
     """Return a saved entry that is like a first state, on its devices; None for others."""
     if saved.keys() != first.keys() or param.is_complex():
         return None
@@ -907,14 +911,14 @@ def _as_it_is(saved: Entry, first: State, param: Tensor) -> State | None:
         if list(map(attribute, values)) != list(map(attribute, likes)):
             return None
     state: State = {}
-    for (key, like), value in zip(first.items(), values, strict=True):
+    for key, value in zip(first, values, strict=True):
         if value.is_meta:
             return None
         if key.rpartition(".")[2] in COUNTS:
             count = float(value) if value.numel() == 1 else -1.0
             if not (count.is_integer() and 0 <= count <= FLOAT32_COUNTS):
                 return None
-        state[key] = value.detach().to(param.device if like.is_meta else like.device)
+        state[key] = value.detach().to(device_of(key))
     return state
 
 
@@ -968,10 +972,6 @@ def as_slot(
         is_part: Whether it is a part of a coded slot, which is no count, whatever its name.
     """
     is_count = key.rpartition(".")[2] in COUNTS and not is_part
-    are_plain = not is_count and is_plain(saved) and is_plain(first)
-    if are_plain and (saved.shape, saved.dtype) == (first.shape, first.dtype):
-        value = saved.detach()  # a shortcut: most are like the first ones
-        return value if value.is_meta else value.to(device or first.device)
     value = saved if isinstance(saved, Tensor) else torch.as_tensor(saved)
     if isinstance(saved, float):  # of which float32 may round a count
         value = torch.tensor(saved, dtype=torch.float64)

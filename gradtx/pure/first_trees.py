@@ -12,12 +12,11 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import runs_eagerly
 from gradtx.base.forward import Transformation
-from gradtx.base.plain import are_dense
+from gradtx.base.plain import SHAPE, are_dense
 from gradtx.base.recent import Recent
 from gradtx.plans.hyperparameters import hyperparameters_of
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.structures import (
-    SHAPE,
     TensorSpec,
     UnsuitableError,
     plain,

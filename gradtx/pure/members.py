@@ -37,11 +37,11 @@ def over_members(function: OfTensors, dims: Dims, members: int) -> OfTensors:
 
     def of_all(tensors: list[Tensor]) -> tuple[list[Tensor], Any]:
         with _torch.new_vmap(members) as level:
-            of_member = [
+            arguments = [
                 _torch.of_member(tensor, dim, level)
                 for tensor, dim in zip(tensors, dims, strict=True)
             ]
-            results, structure = function(of_member)
+            results, structure = function(arguments)
             pairs = list(map(_torch.members_of, results))
         return [x for x, _ in pairs], (structure, [dim for _, dim in pairs])
 
@@ -55,19 +55,19 @@ def update(call: UpdateCall) -> Any:
         return None
     level, members = vmap
     try:
-        of_member = RepeatedUpdate(call)
+        function = RepeatedUpdate(call)
     except UnsuitableError:
         return None
-    pairs = list(map(_torch.members_of, of_member.tensors))
+    pairs = list(map(_torch.members_of, function.tensors))
     tensors, dims = [x for x, _ in pairs], [dim for _, dim in pairs]
     # Members that lie along another dimension leave results in other layouts.
     if any(dims) or not are_suitable(tensors) or records_gradients(tensors, ()):
         return None
-    key = of_member.key, members, *dims
+    key = function.key, members, *dims
     with _torch.outside_transforms():
-        found = repeated(key, over_members(of_member, dims, members), tensors)
+        found = repeated(key, over_members(function, dims, members), tensors)
     if found is None:
         return None
     results, (structure, dims) = found
     wrapped = map(_torch.of_member, results, dims, [level] * len(dims))
-    return of_member.returned(wrapped, structure)
+    return function.returned(wrapped, structure)

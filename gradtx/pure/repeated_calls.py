@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import UnknownInProgramError
 from gradtx.base.exact import exact_dtype
 from gradtx.base.forward import Transformation
-from gradtx.base.plain import TYPES, are_dense
+from gradtx.base.plain import DEVICE, TYPES, are_dense
 from gradtx.base.recent import Recent
 from gradtx.compiler.repeat import Repeated
 from gradtx.execution.extras import as_scalar
@@ -43,7 +42,6 @@ OfTensors: TypeAlias = Callable[[list[Tensor]], tuple[list[Tensor], Any]]
 CALLS_BEFORE = 3
 MOST_OPERATIONS = 2**16  # of all kinds that are kept
 MOST_TENSORS = 2**12  # of a call: Python compiles a few lines for each
-DEVICE = operator.attrgetter("device")
 
 
 def repeats(tx: Transformation) -> bool:

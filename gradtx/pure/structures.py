@@ -16,11 +16,10 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.exact import is_stored_only
-from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.plain import SHAPE, TYPES, is_plain
 from gradtx.state.nested import LEAF_STEPS
 
 NOTHING: frozenset[int] = frozenset()
-SHAPE = operator.attrgetter("shape")
 NDIM, DEVICE_TYPE = operator.attrgetter("ndim"), operator.attrgetter("device.type")
 STRINGS = frozenset((str,))
 ON_HOST = frozenset(("cpu",))

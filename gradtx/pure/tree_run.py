@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 from gradtx.base.exact import CPU, is_stored_only
 from gradtx.base.forward import Transformation
 from gradtx.base.messages import warn_user
-from gradtx.base.plain import TYPES, are_strided
+from gradtx.base.plain import DTYPE, SHAPE, TYPES, are_strided
 from gradtx.distributed.redistribution import completed
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
@@ -39,7 +38,6 @@ from gradtx.execution.extras import (
 )
 from gradtx.execution.runs import Run, moved_along
 from gradtx.pure.structures import (
-    SHAPE,
     UnsuitableError,
     have_own_names,
     is_flat,
@@ -525,12 +523,14 @@ def warn_of_graphs(state: Any, params: Any) -> None:
 def _update(call: UpdateCall, observer: Observer | None) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
-    counts = is_update(leaves.values())
+    is_counted = is_update(leaves.values())
     running = leaves
-    if not counts:  # frozen leaves alone: no combinator returns what others have saved
+    if (
+        not is_counted
+    ):  # frozen leaves alone: no combinator returns what others have saved
         running = {name: leaf for name, leaf in leaves.items() if leaf.has_gradient}
     if running:
-        if counts and run.route.traits().prepares:
+        if is_counted and run.route.traits().prepares:
             prepare(leaves.values())
         execute(running.values(), watch=observer)
         run.end()
@@ -540,7 +540,7 @@ def _update(call: UpdateCall, observer: Observer | None) -> tuple[Any, dict[str,
                 outputs[name] = leaf.in_callers_form(result)
     else:
         run.release()
-    new_state = run.rebuilt(leaves) if counts else run.unchanged()
+    new_state = run.rebuilt(leaves) if is_counted else run.unchanged()
     _, *trees = call
     run.memory.register(_tree.tensors(trees))
     return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
@@ -675,7 +675,6 @@ def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool
     )
 
 
-DTYPE = operator.attrgetter("dtype")
 # Of most weights; those of other dtypes need a closer look.
 USUAL_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 

@@ -13,10 +13,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base.recent import ProgramsOfChains, SharedPrograms
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler import cpp, kernels
-from gradtx.optim import outline
-from gradtx.plans import bundle
 from tests.compiler.expressions import wrong_operations
 from tests.conformance import after_a_bad_gradient, composed_cases, noise, plain_cases, step_extras, tensors
 from tests.tiers import by_day
@@ -202,12 +200,11 @@ def test_every_kind_of_chain_compiled_equals_eager(name):
 
 
 @pytest.fixture(name="programs")
-def _programs(monkeypatch):
+def _programs(monkeypatch, forget_programs):
     """The texts of all kernels; what other tests have left is compiled again."""
     texts, compiled = set(), cpp.compiled
+    forget_programs()
     monkeypatch.setattr(kernels, "_KERNELS", SharedPrograms())
-    monkeypatch.setattr(outline, "_OUTLINES", ProgramsOfChains())
-    monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
     monkeypatch.setattr(cpp, "compiled", lambda text: texts.add(text) or compiled(text))
     return texts
 

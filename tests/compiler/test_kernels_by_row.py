@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base.recent import ProgramsOfChains, SharedPrograms
+from gradtx.base.recent import SharedPrograms
 from gradtx.compiler import kernels, triton
 from gradtx.compiler.kernels import AS_RECORDED, Inputs, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
-from gradtx.optim import outline
 from tests.compiler.problems import CPU, assert_equal_bits, columns_of, copies, scalars_of
 from tests.examples import example_of
 
@@ -24,7 +23,7 @@ each = pytest.mark.parametrize
 
 
 @pytest.fixture
-def phases(monkeypatch):
+def phases(monkeypatch, forget_programs):
     """A function that returns the last phase of an optimizer's step, as kernels run it."""
     noted = []
     writing = PhaseKernels.of
@@ -37,9 +36,9 @@ def phases(monkeypatch):
         param = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
         factory = getattr(gradtx, name)
         param.grad = torch.ones_like(param)
+        forget_programs()
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "_KERNELS", SharedPrograms())
-            patch.setattr(outline, "_OUTLINES", ProgramsOfChains())
             patch.setattr(PhaseKernels, "of", staticmethod(of))
             gradtx.as_optimizer(factory(**example_of(factory)), [param], compile=True).step()
         return noted[-1]

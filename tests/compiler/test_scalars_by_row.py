@@ -6,11 +6,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base.recent import ProgramsOfChains, SharedPrograms
 from gradtx.compiler import list_function, write_lists
 from gradtx.compiler.write_expressions import UnsuitableProgramError
-from gradtx.optim import outline
-from gradtx.optim.engine import lists
 from gradtx.plans import bundle
 from tests.compiler.problems import CPU, assert_equal_bits, bits, columns_of, copies, recorded, scalars_of
 from tests.examples import example_of
@@ -22,7 +19,7 @@ each = pytest.mark.parametrize
 
 
 @pytest.fixture
-def recording_of(monkeypatch):
+def recording_of(monkeypatch, forget_programs):
     """A function that returns the last recording of an optimizer's step over lists."""
     noted = []
 
@@ -34,11 +31,8 @@ def recording_of(monkeypatch):
         param = torch.nn.Parameter(torch.ones(12, 10, dtype=dtype))
         factory = getattr(gradtx, name)
         param.grad = torch.ones_like(param)
+        forget_programs()  # of leaves of other sizes
         with monkeypatch.context() as patch:
-            # Others have recorded chains of this structure for leaves of other sizes.
-            patch.setattr(lists, "_SHARED", ProgramsOfChains())
-            patch.setattr(outline, "_OUTLINES", ProgramsOfChains())
-            patch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
             patch.setattr(bundle, "list_function", noting)
             gradtx.as_optimizer(factory(**example_of(factory)), [param]).step()
         return noted[-1]
