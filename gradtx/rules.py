@@ -87,7 +87,11 @@ class Combinator:
 
 
 INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
-EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?", "examples"}
+EXTRA_KINDS = {
+    *("leaf", "scalar", "tensors", "function", "outputs"),
+    *("leaf?", "scalar?", "tensors?", "function?", "outputs?"),
+    "examples",
+}
 
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
 # The number of dimensions of a leaf, or the minimum and maximum.
@@ -120,6 +124,9 @@ class TreeOptions(InputOptions, total=False):
     rate: Literal["before", "after"] | None
     amplifies: bool | Callable[[Bound], bool]
     length: Length
+    makes_gradient: bool
+    owns_lr: bool
+    closure: str
 
 
 class CombinatorOptions(InputOptions, total=False):
@@ -147,7 +154,6 @@ class Options(TreeOptions, total=False):
     ahead: str | tuple[str, ...]
     summed: Mapping[str, Callable[[Tensor], Tensor]]
     wire: Callable[[Bound], torch.dtype | None] | None
-    makes_gradient: bool
 
 
 class AliasOptions(TypedDict, total=False):
@@ -185,6 +191,7 @@ _DEFAULTS: dict[str, Any] = {
     "whole": False,
     "wire": None,
     "makes_gradient": False,
+    "closure": "",
     "amplifies": False,
     "rounds": False,
     "class_name": "",
@@ -246,7 +253,8 @@ class Spec:
         if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
             raise TypeError(
                 f"{self.name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
-                f"optional, or 'examples', got {describe(extras)}"
+                f"optional, or 'examples', got {describe(extras)}; a rule for whole trees also takes 'function' and "
+                "'outputs'"
             )
         self.extras: dict[str, str] = dict(extras)
         self._required = tuple(
@@ -738,8 +746,18 @@ class FactoryCall(GradientTransformation):
         path = scope.claim(spec.name)
         scope = scope.amplifying(self._amplifies)
         if spec.kind == "tree":
-            capturable = bool(spec.option("capturable", arguments))
-            return [TreeOperation(path, scope, spec.name, body, arguments, capturable)]
+            return [
+                TreeOperation(
+                    path,
+                    scope,
+                    spec.name,
+                    body,
+                    arguments,
+                    bool(spec.option("capturable", arguments)),
+                    spec.option("makes_gradient", arguments),
+                    spec.option("closure", arguments),
+                )
+            ]
         rule = spec.rule(body, arguments)
         return [RuleOperation(rule, StageState(path, scope, rule))]
 

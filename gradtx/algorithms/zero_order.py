@@ -300,6 +300,7 @@ class EstimateOperation(RuleOperation):
             random=True,
             makes_gradient=True,
             prepares=True,
+            closure_extra="value_fn",
         )
         rule = Rule("estimate_gradient", _unused, traits, seed=seed)
         super().__init__(rule, StageState(path, scope, rule))

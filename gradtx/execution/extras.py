@@ -13,11 +13,13 @@ from gradtx.base import tree as _tree
 from gradtx.base.complex_views import check_real
 from gradtx.base.exact import CPU, exact
 from gradtx.base.forward import Transformation
-from gradtx.base.messages import nearest
+from gradtx.base.messages import describe, nearest
 from gradtx.execution.execute import Leaf
 
-# Extras that are functions, and their results.
+# Extras of every chain that are functions, and their results.
 FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
+# What a link that computes the gradient from another function tells later links of the loss.
+FOLLOWING = ("value", "value_fn")
 
 
 def check_extras(
@@ -33,17 +35,25 @@ def check_extras(
             raise TypeError(
                 f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}"
             )
+    has_functions = any(is_function(kinds[name]) for name in extras)
     for typed, _, need in needs:
         if need == "params":
             if params is None:
                 raise ValueError(f"{typed} needs params: call {call})")
             continue
         # hessian_diag=None means 'keep the last one', but the key is still required.
+        if need in FOLLOWING and has_functions:
+            continue
         if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
             # In an optimizer's step, the closure itself serves as grad_fn and value_fn.
             more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
             raise ValueError(f"{typed} needs {need}: call {call}{more})")
     return kinds
+
+
+def is_function(kind: str) -> bool:
+    """Whether an extra of this kind is a function from which a link computes the gradient."""
+    return kind.startswith("function")
 
 
 def is_by_leaf(kind: str) -> bool:
@@ -70,8 +80,12 @@ def split_extras(
             trees[name] = _tree.match(value, names, name, "updates")
             if kinds[name] == "examples":
                 check_examples(name, trees[name])
+        elif is_function(kinds[name]):
+            scalars[name] = _function(name, value)
         elif kinds[name].startswith("tensors"):
             scalars[name] = _tensors(name, value)
+        elif kinds[name].startswith("outputs"):
+            scalars[name] = _outputs(name, value)
         else:
             scalars[name] = as_scalar(name, value)
     return scalars, trees
@@ -103,6 +117,21 @@ def _tensors(name: str, value: Any) -> dict[str, Tensor]:
     ):
         raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
     return dict(value)
+
+
+def _outputs(name: str, value: Any) -> Tensor:
+    """Check an extra that is one tensor, like the outputs of a model."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {describe(value)}")
+    check_real(name, value, name)
+    return value
+
+
+def _function(name: str, value: Any) -> Any:
+    """Check an extra that is a function."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {describe(value)}")
+    return value
 
 
 def as_scalar(name: str, value: Any) -> Tensor:

@@ -16,6 +16,7 @@ from gradtx.base.dtensor import local
 from gradtx.base.errors import OWN_STATE, Path, StateKey, lacking
 from gradtx.base.exact import CPU
 from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
+from gradtx.base.jacobian import Jacobian
 from gradtx.base.plain import is_plain
 from gradtx.distributed.sums import total_of
 from gradtx.state.storage import Storage, Store
@@ -115,6 +116,8 @@ class Run:
         commits: Functions to call when all leaves are finished, in reverse order.
         estimates: What operations have prepared, by path.
         estimated_loss: The loss that they have computed; None if none has.
+        ways: How rules for whole trees have computed their steps, in words, by path.
+        measured: What these have measured, 0-d tensors by name, by path.
         relay: Carries a failure from one mesh to another (`Relay`); None where all messages go to the same ranks.
     """
 
@@ -148,6 +151,8 @@ class Run:
         self.commits: list[Callable[[], None]] = []
         self.estimates: dict[Path, Any] = {}
         self.estimated_loss: Tensor | None = None
+        self.ways: dict[Path, str] = {}
+        self.measured: dict[Path, dict[str, Tensor]] = {}
         self.memory = OwnMemory()
         self.stores: dict[Path, Store] = {}
         self.seen_slots: dict[Storage, set[StateKey]] = {}
@@ -205,6 +210,32 @@ class Run:
         sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss from the caller's `value_fn` with some leaves moved along a direction, and its slope."""
+        raise NotImplementedError
+
+    def linearized(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: dict[str, Tensor],
+    ) -> Jacobian:
+        """Return the Jacobian by some leaves of the vector that `finish` makes of what the caller's function returns."""
+        raise NotImplementedError
+
+    def evaluated(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: dict[str, Tensor],
+    ) -> Tensor:
+        """Return this vector with some leaves at other values."""
+        raise NotImplementedError
+
+    def follow_loss(self, extra: str, loss_of: Callable[[Any], Tensor]) -> None:
+        """Let `value_along` compute the loss as `loss_of` makes it of what the caller's function returns."""
+        raise NotImplementedError
+
+    def typical_call(self, how: str) -> str:
+        """Return how a caller passes an extra, for messages."""
         raise NotImplementedError
 
     def tensor_of(self, leaf: Leaf) -> Tensor:

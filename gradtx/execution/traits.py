@@ -94,6 +94,8 @@ class Traits:
         makes_gradient: Whether its result replaces the gradient that later links read, which it computes from other
             inputs; its sums over leaves may be vectors.
         prepares: Whether its `prepare` is called with all leaves before any is processed.
+        closure_extra: The extra as which it takes the closure of an optimizer's step, which then calls no backward:
+            "value_fn", "residual_fn"; empty if it takes none.
     """
 
     elementwise: bool = all_of()
@@ -125,6 +127,7 @@ class Traits:
     wire: torch.dtype | None = None
     makes_gradient: bool = any_of()
     prepares: bool = any_of()
+    closure_extra: str = first_of()
 
     @property
     def compiles(self) -> bool:

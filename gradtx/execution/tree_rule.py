@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.errors import Path
+from gradtx.base.jacobian import Jacobian
 from gradtx.base.messages import note_rule
 from gradtx.distributed.redistribution import full_tensor
 from gradtx.execution.context import OF_LOSS, Clock, Context, negated
@@ -69,7 +70,14 @@ class TreeOperation(Operation):
         functions: Functions,
         agree: Mapping[str, Any],
         capturable: bool = False,
+        makes_gradient: bool = False,
+        closure_extra: str = "",
     ):
+        if makes_gradient and scope.negated:
+            raise ValueError(
+                f"{name}: maximize=True has no meaning for what computes its own gradient of a loss; minimize the "
+                "negated loss"
+            )
         if scope.restarts is not False:
             raise TypeError(
                 f"{name}: processes whole trees, whose state a restart cannot reset; move it outside"
@@ -87,6 +95,8 @@ class TreeOperation(Operation):
             capturable=capturable,
             agree=agree,
             waits=True,
+            makes_gradient=makes_gradient,
+            closure_extra=closure_extra,
         )
         self._run: Run = scope.run
         self._name = name
@@ -158,8 +168,11 @@ class TreeOperation(Operation):
         return of_leaf
 
     def start(self, leaf: Leaf) -> Steps:
-        updates = yield True  # nothing to send: `combine` reads the leaves themselves
+        # Nothing to send: `combine` reads the leaves themselves.
+        updates, gradients = yield True
         self._set_update(leaf, updates[leaf.name])
+        if gradients is not None:
+            leaf.grad = self._wide(leaf, gradients[leaf.name])
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         leaves = {leaf.name: leaf for leaf, _ in waiting}
@@ -168,11 +181,13 @@ class TreeOperation(Operation):
         except Exception as error:
             note_rule(error, self._name, leaves.values())
             raise
-        if not (isinstance(out, tuple) and len(out) == 2):
+        size = 3 if self.traits.makes_gradient else 2
+        if not (isinstance(out, tuple) and len(out) == size):
+            more = ", gradients" if size == 3 else ""
             raise TypeError(
-                f"{self._name}: update must return (updates, state), got {type(out).__name__}"
+                f"{self._name}: update must return (updates, state{more}), got {type(out).__name__}"
             )
-        updates, state = out
+        updates, state, *gradients = out
         self._keep(state, leaves)
         update_of_leaf = self._by_name(updates)
         for name in leaves:
@@ -182,7 +197,7 @@ class TreeOperation(Operation):
                 raise TypeError(
                     f"{self._name}: update must return a tensor for each leaf, got none for {name!r}"
                 )
-        return update_of_leaf
+        return update_of_leaf, gradients[0] if gradients else None
 
     def _call_update(self, leaves: dict[str, Leaf]) -> Any:
         updates = self._tree(self._widened(leaves, "update"))
@@ -204,7 +219,7 @@ class TreeOperation(Operation):
     ) -> Any:
         """Call the user's function."""
         gradients = self._widened(leaves, "grad")
-        context = TreeContext(leaves, gradients)
+        context = TreeContext(leaves, gradients, self.path)
         return self._functions.update(updates, state, params, context)
 
     def _wide(self, leaf: Leaf, tensor: Any) -> Any:
@@ -288,7 +303,7 @@ class PlainOperation(TreeOperation):
     def _updated(
         self, leaves: dict[str, Leaf], updates: Any, state: Any, params: Any
     ) -> Any:
-        context = TreeContext(leaves, self._widened(leaves, "grad"))
+        context = TreeContext(leaves, self._widened(leaves, "grad"), self.path)
         available = {"value": context.value}
         if "hessian_diag" in self._run.leaf_extras:
             available["hessian_diag"] = self._tree(context.hessian_diag)
@@ -353,7 +368,8 @@ def _latest(leaves: Iterable[Leaf]) -> Clock:
 class TreeContext(Context):
     """The context of a `@whole_tree` rule: like `Context`, with dicts keyed by leaf name instead of single tensors."""
 
-    def __init__(self, leaves: dict[str, Leaf], gradients: dict[str, Any]):
+    def __init__(self, leaves: dict[str, Leaf], gradients: dict[str, Any], path: Path):
+        self._path = path
         self._first = next(iter(leaves.values()))
         self._leaves = leaves
         self._gradients = gradients
@@ -364,6 +380,52 @@ class TreeContext(Context):
     @property
     def grad(self) -> Any:
         return self._gradients
+
+    def linearized(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: dict[str, Tensor],
+    ) -> Jacobian:
+        """Return the Jacobian, by these leaves, of the vector that `finish` makes of what an extra returns.
+
+        Args:
+            extra: The name of a function of the parameters among the extras of the call.
+            finish: Returns a vector, without operations that stop derivatives.
+            params: The present values of the leaves, by name.
+        """
+        return self._first.run.linearized(extra, finish, params)
+
+    def evaluated(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: dict[str, Tensor],
+    ) -> Tensor:
+        """Return the vector of `linearized` with some leaves at other values."""
+        return self._first.run.evaluated(extra, finish, params)
+
+    def tell_loss(self, problem: Any) -> None:
+        """Tell later links the loss of a problem, as `value`, and as `value_fn` of other parameters."""
+        run = self._first.run
+        if run.estimated_loss is None:
+            run.estimated_loss = problem.loss
+            run.follow_loss(
+                problem.extra, lambda result: problem.loss_of(problem.finish(result))
+            )
+        for leaf in self._leaves.values():
+            if leaf.extras.get("value") is None:
+                leaf.extras = {**leaf.extras, "value": problem.loss}
+
+    def report(self, way: Any, measured: Mapping[str, Tensor]) -> None:
+        """Report how the step was computed, for `explain()`, and what `watch` shows of it."""
+        run = self._first.run
+        run.ways[self._path] = str(way)
+        run.measured[self._path] = dict(measured)
+
+    def typical_call(self, how: str) -> str:
+        """Return how a caller passes an extra, for messages."""
+        return self._first.run.typical_call(how)
 
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients at `params` (by leaf name; missing leaves keep their current values)."""

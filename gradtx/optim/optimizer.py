@@ -365,8 +365,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if estimates:
             extras["hessian_diag"] = None
         loss = None
-        if closure is not None and core.traits.prepares:
-            extras.setdefault("value_fn", closure)
+        if closure is not None and core.traits.closure_extra:
+            self._take_closure(core.traits.closure_extra, closure, extras)
         elif closure is not None:
             loss = self._call(closure, extras, estimates)
             core = self._up_to_date()
@@ -409,7 +409,21 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     param.grad = None
         if scaling is not None or consume_gradients:
             self._end(core, scaling, consume_gradients)
-        return step.run.estimated_loss if core.traits.prepares else loss
+        return step.run.estimated_loss if core.traits.closure_extra else loss
+
+    def _take_closure(
+        self, extra: str, closure: Callable[[], Any], extras: Extras
+    ) -> None:
+        """Take a closure that calls no backward as an extra.
+
+        Raises:
+            TypeError: If the caller passed this extra, too.
+        """
+        if extras.get(extra) is not None:
+            raise TypeError(
+                f"{type(self).__name__}: the closure is {extra}; pass only one of the two"
+            )
+        extras[extra] = closure
 
     def _checked(
         self, core: Core, closure: Callable[[], Any] | None, extras: Extras

@@ -17,7 +17,9 @@ from gradtx.base import tree as _tree
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
+from gradtx.base.jacobian import GraphJacobian, Jacobian
 from gradtx.base.tree import check_names
+from gradtx.base.vectors import JointVector
 from gradtx.distributed.redistribution import distributed_like, gradient_like
 from gradtx.distributed.sums import total
 from gradtx.execution.context import Clock
@@ -360,6 +362,7 @@ class OptimizerRun(Run):
     """
 
     functions: Mapping[str, Callable[[], Any]]
+    _follows_loss = False
     route: Route
 
     def __init__(
@@ -427,10 +430,62 @@ class OptimizerRun(Run):
             value = as_scalar("the result of value_fn", loss).detach()
             if not sloped:
                 return value, None
+            if self._follows_loss:  # whose closure calls no backward
+                loss.backward()
             gradients = _gradients(params, direction)
             return value, total(
                 {name: gradients[name] * direction[name] for name in direction}
             )
+
+    def linearized(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: Leaves,
+    ) -> Jacobian:
+        joint = JointVector(list(params.values()))
+        by_name = {member.name: param for param, member in self._members.items()}
+        sources = [by_name[name] for name in params]
+        with self._hidden_gradients():
+            vector = finish(self.functions[extra]())
+            self._check_no_backward(extra)
+        if not vector.requires_grad:
+            raise RuntimeError(
+                f"{extra}: its result has no graph; compute it from the parameters of the optimizer, without "
+                "torch.no_grad() and detach()"
+            )
+        return GraphJacobian(vector, sources, joint)
+
+    def evaluated(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: Leaves,
+    ) -> Tensor:
+        with self._moved_to(params):
+            return finish(self.functions[extra]()).detach()
+
+    def _check_no_backward(self, extra: str) -> None:
+        """Check that a function that computes residuals has left gradients alone.
+
+        Raises:
+            RuntimeError: If a parameter has one.
+        """
+        if any(param.grad is not None for param in self._members if not is_lazy(param)):
+            raise RuntimeError(
+                f"{extra}: the closure called backward(), but this chain computes derivatives itself; return the "
+                "residuals and do not call backward"
+            )
+
+    def follow_loss(self, extra: str, loss_of: Callable[[Any], Tensor]) -> None:
+        if self.functions.get("value_fn") is not None:
+            return
+        function = self.functions[extra]
+        self._follows_loss = True
+        self.functions = {**self.functions, "value_fn": lambda: loss_of(function())}
+
+    def typical_call(self, how: str) -> str:
+        return f"step(closure), where the closure returns residuals, or step({how})"
 
     def tensor_of(self, leaf: Leaf) -> Tensor:
         return leaf.key.param.detach()
@@ -473,19 +528,30 @@ class OptimizerRun(Run):
             "params",
             "the optimizer's parameters",
         )
-        saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        for param in params.values():
-            if not is_lazy(param):
-                saved.append((param, param.detach().clone(), param.grad))
-                param.grad = None
+        with self._hidden_gradients() as all_params:
+            saved = [(param, param.detach().clone()) for param in all_params]
+            try:
+                with torch.no_grad():
+                    for name, value in values.items():
+                        params[name].copy_(distributed_like(value, params[name]))
+                yield params
+            finally:
+                with torch.no_grad():
+                    for param, value in saved:
+                        param.copy_(value)
+
+    @contextlib.contextmanager
+    def _hidden_gradients(self) -> Generator[list[Tensor], None, None]:
+        """Let the parameters have no gradients inside, where autograd records; restore these at the end."""
+        params = [param for param in self._members if not is_lazy(param)]
+        gradients = [param.grad for param in params]
+        for param in params:
+            param.grad = None
         try:
-            for name, value in values.items():
-                params[name].copy_(distributed_like(value, params[name]))
             with torch.enable_grad():
                 yield params
         finally:
-            for param, value, gradient in saved:
-                param.copy_(value)
+            for param, gradient in zip(params, gradients, strict=True):
                 param.grad = gradient
 
 

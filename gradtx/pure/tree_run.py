@@ -14,8 +14,10 @@ from gradtx.base.complex_views import real_views
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 from gradtx.base.exact import CPU, is_stored_only
 from gradtx.base.forward import Transformation
+from gradtx.base.jacobian import FunctionJacobian, Jacobian
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import DTYPE, SHAPE, TYPES, are_strided
+from gradtx.base.vectors import JointVector
 from gradtx.distributed.redistribution import completed
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
@@ -206,6 +208,41 @@ class TreeRun(Run):
             return value_at(length), None
         slope, value = torch.func.grad_and_value(value_at)(length)
         return value, slope
+
+    def linearized(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: dict[str, Tensor],
+    ) -> Jacobian:
+        joint = JointVector(list(params.values()))
+
+        def function(vector: Tensor) -> Tensor:
+            values = dict(zip(params, joint.parts(vector), strict=True))
+            return self.evaluated(extra, finish, values)
+
+        return FunctionJacobian(function, joint, joint.joined(list(params.values())))
+
+    def evaluated(
+        self,
+        extra: str,
+        finish: Callable[[Any], Tensor],
+        params: dict[str, Tensor],
+    ) -> Tensor:
+        return finish(self.extras[extra](self._params_with(params)))
+
+    def follow_loss(self, extra: str, loss_of: Callable[[Any], Tensor]) -> None:
+        if self.extras.get("value_fn") is not None:
+            return
+        function = self.extras[extra]
+
+        def value_fn(params: Any) -> Tensor:
+            return loss_of(function(params))
+
+        self.extras = {**self.extras, "value_fn": value_fn}
+
+    def typical_call(self, how: str) -> str:
+        return f"update(updates, state, params, {how})"
 
     def losses_along(
         self, estimator: Any, points: list[tuple[int, Any]], leaves: list[Leaf]

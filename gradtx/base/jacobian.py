@@ -1,0 +1,207 @@
+"""The Jacobian of a vector by the entries of some tensors: as rows, and as products with vectors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.vectors import JointVector
+
+# Rows or columns that one batched pass computes, unless these would have more entries than `ENTRIES`.
+CHUNK = 512
+ENTRIES = 2**26
+
+
+class Jacobian:
+    """The derivatives of a vector of m entries by n entries of parameters, at one point.
+
+    Attributes:
+        joint: The parameters as one vector.
+        value: The vector at the point, without a graph.
+    """
+
+    joint: JointVector
+    value: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The numbers m and n."""
+        return len(self.value), sum(self.joint.sizes)
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether there are more entries than parameters, so that columns cost less than rows."""
+        m, n = self.size
+        return m > n
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """The matrix J, of shape [m, n]."""
+        return self._columns().mT if self.is_tall else self._rows()
+
+    def times(self, vector: Tensor) -> Tensor:
+        """Return J v for a vector of n entries."""
+        raise NotImplementedError
+
+    def transposed(self, vector: Tensor) -> Tensor:
+        """Return J^T u for a vector of m entries."""
+        raise NotImplementedError
+
+    def second(self, vector: Tensor) -> Tensor:
+        """Return the second derivative along a vector of n entries, a vector of m entries."""
+        raise NotImplementedError
+
+    def _rows(self) -> Tensor:
+        raise NotImplementedError
+
+    def _columns(self) -> Tensor:
+        """Return J^T, one row for each parameter."""
+        raise NotImplementedError
+
+
+def _in_chunks(pass_of: Callable[[Tensor], Tensor], like: Tensor, width: int) -> Tensor:
+    """Return what batched passes make of all unit vectors of the length of `like`, results with `width` entries."""
+    length = len(like)
+    unit = torch.eye(length, dtype=like.dtype, device=like.device)
+    chunk = max(1, min(CHUNK, ENTRIES // max(width, 1)))
+    if length <= chunk:
+        return pass_of(unit)
+    return torch.cat([pass_of(part) for part in unit.split(chunk)])
+
+
+class FunctionJacobian(Jacobian):
+    """The Jacobian of a function of a vector, by the transforms of `torch.func`, inside which it also runs.
+
+    Args:
+        function: Maps a vector of all parameters to a vector.
+        joint: The parameters as one vector.
+        point: The vector of parameters.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        joint: JointVector,
+        point: Tensor,
+    ) -> None:
+        self._function, self.joint, self._point = function, joint, point
+        self.value, self._pullback = torch.func.vjp(function, point)
+
+    def times(self, vector: Tensor) -> Tensor:
+        return torch.func.jvp(self._function, (self._point,), (vector,))[1]
+
+    def transposed(self, vector: Tensor) -> Tensor:
+        (product,) = self._pullback(vector, retain_graph=True)
+        return product
+
+    def second(self, vector: Tensor) -> Tensor:
+        def slope(point: Tensor) -> Tensor:
+            return torch.func.jvp(self._function, (point,), (vector,))[1]
+
+        return torch.func.jvp(slope, (self._point,), (vector,))[1]
+
+    def _rows(self) -> Tensor:
+        return _in_chunks(torch.vmap(self.transposed), self.value, len(self._point))
+
+    def _columns(self) -> Tensor:
+        return _in_chunks(torch.vmap(self.times), self._point, len(self.value))
+
+
+class GraphJacobian(Jacobian):
+    """The Jacobian of a vector by the tensors that its graph starts from, by backward passes.
+
+    A product J v is a backward pass of the backward pass, which is linear in the vector that it starts with.
+
+    Args:
+        value: A vector with a graph.
+        sources: The tensors that require gradients.
+        joint: These as one vector.
+    """
+
+    def __init__(
+        self, value: Tensor, sources: Sequence[Tensor], joint: JointVector
+    ) -> None:
+        self._traced, self._sources, self.joint = value, sources, joint
+        self.value = value.detach()
+
+    def times(self, vector: Tensor) -> Tensor:
+        return self._forward(vector, create_graph=False)
+
+    def transposed(self, vector: Tensor) -> Tensor:
+        return self._pulled_back(self._traced, vector)
+
+    def second(self, vector: Tensor) -> Tensor:
+        slope = self._forward(vector, create_graph=True)
+        if not slope.requires_grad:  # the vector is linear in the parameters
+            return torch.zeros_like(self.value)
+        weights = torch.zeros_like(self.value, requires_grad=True)
+        pulled = self._pulled_back(slope, weights, create_graph=True)
+        return self._derivative(pulled, weights, vector)
+
+    def _rows(self) -> Tensor:
+        def pass_of(unit: Tensor) -> Tensor:
+            return self._pulled_back(self._traced, unit, is_grads_batched=True)
+
+        return _in_chunks(pass_of, self.value, sum(self.joint.sizes))
+
+    def _columns(self) -> Tensor:
+        weights, pulled = self._linear
+
+        def pass_of(unit: Tensor) -> Tensor:
+            return self._derivative(pulled, weights, unit, is_grads_batched=True)
+
+        return _in_chunks(pass_of, pulled.detach(), len(self.value))
+
+    @functools.cached_property
+    def _linear(self) -> tuple[Tensor, Tensor]:
+        """Weights w of 0, and J^T w with a graph."""
+        with torch.enable_grad():
+            weights = torch.zeros_like(self.value, requires_grad=True)
+            return weights, self._pulled_back(self._traced, weights, create_graph=True)
+
+    def _forward(self, vector: Tensor, create_graph: bool) -> Tensor:
+        weights, pulled = self._linear
+        return self._derivative(pulled, weights, vector, create_graph=create_graph)
+
+    def _pulled_back(self, traced: Tensor, vector: Tensor, **options: Any) -> Tensor:
+        """Return the product of the transposed Jacobian of a vector with another one, or with each row of a matrix."""
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                traced,
+                list(self._sources),
+                vector.to(traced.dtype),
+                allow_unused=True,
+                retain_graph=True,
+                **options,
+            )
+        leading = vector.shape[:-1]
+        parts: list[Tensor] = []
+        for gradient, source in zip(gradients, self._sources, strict=True):
+            if gradient is None:
+                gradient = source.new_zeros(()).expand(*leading, *source.shape)
+            part = gradient.reshape(*leading, source.numel())
+            parts.append(part.to(self.joint.device, self.joint.dtype))
+        return torch.cat(parts, dim=-1)
+
+    def _derivative(
+        self, pulled: Tensor, weights: Tensor, vector: Tensor, **options: Any
+    ) -> Tensor:
+        """Return the derivative of `pulled`, which is linear in `weights`, transposed and applied to a vector."""
+        if not pulled.requires_grad:
+            return weights.new_zeros(*vector.shape[:-1], len(weights))
+        with torch.enable_grad():
+            (derivative,) = torch.autograd.grad(
+                pulled,
+                [weights],
+                vector,
+                allow_unused=True,
+                retain_graph=True,
+                **options,
+            )
+        if derivative is None:
+            return weights.new_zeros(*vector.shape[:-1], len(weights))
+        return derivative

@@ -1,0 +1,240 @@
+"""A loss with the curvature of the model: residuals and their Jacobian, or outputs with a convex loss of these."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.exact import exact_dtype
+from gradtx.base.jacobian import Jacobian
+from gradtx.base.messages import describe
+from gradtx.base.vectors import JointVector
+from gradtx.curvature.terms import Terms, half_square
+
+Tree = dict[str, Tensor]  # by leaf name
+
+
+@dataclass(eq=False)
+class Problem:
+    """A loss at the present parameters of some leaves, joined to one vector p of n entries.
+
+    Attributes:
+        who: The link, for messages.
+        names: The names of the leaves.
+        params: Their values.
+        jacobian: J, of the residuals or of the outputs, by p.
+        finish: What makes a vector of what the caller's function returns.
+        extra: The name of that function.
+        ctx: The context of the link.
+    """
+
+    who: str
+    names: list[str]
+    params: Tree
+    jacobian: Jacobian
+    finish: Callable[[Any], Tensor]
+    extra: str
+    ctx: Any
+
+    @property
+    def joint(self) -> JointVector:
+        return self.jacobian.joint
+
+    @functools.cached_property
+    def point(self) -> Tensor:
+        """The parameters as one vector."""
+        return self.joint.joined(list(self.params.values()))
+
+    @functools.cached_property
+    def right(self) -> Tensor:
+        """The vector h of m entries for which J^T h is the gradient."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def gradient(self) -> Tensor:
+        """The gradient of the loss by p."""
+        return self.jacobian.transposed(self.right)
+
+    @functools.cached_property
+    def loss(self) -> Tensor:
+        """The loss, 0-d float64."""
+        return self.loss_of(self.jacobian.value)
+
+    def loss_of(self, value: Tensor) -> Tensor:
+        """Return the loss of residuals, or of outputs."""
+        raise NotImplementedError
+
+    def loss_after(self, step: Tensor) -> Tensor:
+        """Return the loss at p + step."""
+        return self.loss_of(self.value_after(step))
+
+    def value_after(self, step: Tensor) -> Tensor:
+        """Return residuals or outputs at p + step."""
+        moved = self.tree(self.point + step.to(self.point))
+        return self.ctx.evaluated(self.extra, self.finish, moved)
+
+    def hessian_times(self, vectors: Tensor) -> Tensor:
+        """Return H v for the second derivative H of the loss by residuals or outputs, for each column of a matrix."""
+        raise NotImplementedError
+
+    def curvature_times(self, vector: Tensor) -> Tensor:
+        """Return J^T H J v."""
+        product = self.jacobian.times(vector)
+        return self.jacobian.transposed(self.hessian_times(product[:, None])[:, 0])
+
+    @functools.cached_property
+    def weighted_rows(self) -> Tensor:
+        """The matrix H J."""
+        return self.hessian_times(self.jacobian.rows)
+
+    @functools.cached_property
+    def diagonal_of_curvature(self) -> Tensor:
+        """The diagonal of J^T H J."""
+        return (self.jacobian.rows * self.weighted_rows).sum(0)
+
+    @functools.cached_property
+    def diagonal(self) -> Tensor:
+        """The diagonal of J^T H J, in which 1 replaces 0."""
+        squares = self.diagonal_of_curvature
+        return torch.where(squares == 0, 1.0, squares)
+
+    def tree(self, vector: Tensor) -> Tree:
+        """Return the entries of a vector by leaf name."""
+        return dict(zip(self.names, self.joint.parts(vector), strict=True))
+
+    def vector(self, tree: Tree) -> Tensor:
+        """Return the entries of a tree as one vector."""
+        return self.joint.joined([tree[name] for name in self.names])
+
+
+class ResidualProblem(Problem):
+    """Half the sum of squares of residuals: h is the residuals, H the identity."""
+
+    @functools.cached_property
+    def right(self) -> Tensor:
+        return self.jacobian.value
+
+    def loss_of(self, value: Tensor) -> Tensor:
+        return half_square(value)
+
+    def hessian_times(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+
+class OutputProblem(Problem):
+    """A convex loss of outputs.
+
+    Attributes:
+        loss_of_outputs: The caller's function of outputs.
+        shape: The shape of the outputs.
+    """
+
+    loss_of_outputs: Callable[[Tensor], Any]
+    shape: torch.Size
+
+    @functools.cached_property
+    def right(self) -> Tensor:
+        return self._slope(self.jacobian.value)
+
+    def loss_of(self, value: Tensor) -> Tensor:
+        return self._checked_loss(value).to(exact_dtype(value))
+
+    def _checked_loss(self, value: Tensor) -> Tensor:
+        loss = self.loss_of_outputs(value.reshape(self.shape))
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"{self.who}: loss_of_outputs must return a 0-d tensor, got {describe(loss)}"
+            )
+        if loss.ndim:
+            raise ValueError(
+                f"{self.who}: loss_of_outputs must return a 0-d loss, got a tensor of shape {tuple(loss.shape)}"
+            )
+        return loss
+
+    def _slope(self, value: Tensor) -> Tensor:
+        return torch.func.grad(self._checked_loss)(value)
+
+    def hessian_times(self, vectors: Tensor) -> Tensor:
+        # H is symmetric: a backward pass of the gradient needs no forward mode of the loss.
+        _, pullback = torch.func.vjp(self._slope, self.jacobian.value)
+        return torch.vmap(lambda v: pullback(v)[0], in_dims=1, out_dims=1)(vectors)
+
+
+def problem_of(
+    ctx: Any,
+    params: Tree,
+    terms: Terms,
+    takes: tuple[str, ...] = ("residual_fn",),
+) -> Problem:
+    """Return the problem of a call, from the functions that the caller passed.
+
+    Args:
+        ctx: The context of a rule for whole trees.
+        params: The parameters of its leaves, by name.
+        terms: How residuals make a loss.
+        takes: Which functions the link can use.
+
+    Raises:
+        ValueError: If the caller passed none of these functions, or both.
+        TypeError, ValueError: If one returns what is no vector of residuals or outputs.
+    """
+    who = terms.who
+    passed = [extra for extra in takes if getattr(ctx, extra) is not None]
+    if len(passed) != 1:
+        how = " or ".join(f"{extra}=..." for extra in takes)
+        fault = f"takes {how}, not both" if passed else f"needs {' or '.join(takes)}"
+        raise ValueError(f"{who} {fault}: call {ctx.typical_call(how)}")
+    (extra,) = passed
+    if extra == "residual_fn":
+        finish: Callable[[Any], Tensor] = terms.joined
+        if "outputs_fn" in takes and ctx.loss_of_outputs is not None:
+            raise ValueError(
+                f"{who}: loss_of_outputs belongs to outputs_fn; residual_fn has a loss of its own"
+            )
+        made: Any = ResidualProblem
+    else:
+        shapes: list[torch.Size] = []
+
+        def finish(outputs: Any) -> Tensor:
+            checked = _checked_outputs(who, outputs)
+            shapes.append(checked.shape)
+            return checked.reshape(-1)
+
+        made = OutputProblem
+    jacobian = ctx.linearized(extra, finish, params)
+    problem = made(who, list(params), params, jacobian, finish, extra, ctx)
+    if isinstance(problem, OutputProblem):
+        if ctx.loss_of_outputs is None:
+            raise ValueError(
+                f"{who} needs loss_of_outputs with outputs_fn: a function of the outputs that returns the loss"
+            )
+        problem.loss_of_outputs, problem.shape = ctx.loss_of_outputs, shapes[0]
+    _check_size(problem)
+    return problem
+
+
+def _checked_outputs(who: str, outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"{who}: outputs_fn must return a tensor, got {describe(outputs)}"
+        )
+    if outputs.is_complex() or not outputs.is_floating_point():
+        raise ValueError(
+            f"{who}: outputs_fn must return real floating-point outputs, got {outputs.dtype}"
+        )
+    if not outputs.numel():
+        raise ValueError(f"{who}: has no outputs; skip the step")
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def _check_size(problem: Problem) -> None:
+    for name, param in problem.params.items():
+        if param.is_complex():
+            raise ValueError(
+                f"{problem.who}: leaf {name!r} is complex, but curvature is that of real leaves"
+            )
