@@ -1,5 +1,7 @@
 """Solve linear systems that are given as functions of vectors: CG, BiCGSTAB, GMRES, Neumann series, a dense matrix.
 
+LSMR solves least-squares problems, from products with a rectangular matrix and with its transpose.
+
 All of them take vectors without trees and run under `vmap`, where each member stops on its own and the loop ends with
 the last one. A loop asks the host after each step whether to go on, so it waits for a device.
 """
@@ -51,6 +53,21 @@ class System(NamedTuple):
 Solver: TypeAlias = Callable[[System], Tensor]
 
 
+class Report(NamedTuple):
+    """What an iteration found, and how it ended.
+
+    Args:
+        x: The solution.
+        steps: How many steps changed it: an integer without dimensions, under `vmap` one per member.
+        relative: The residual after the last step, divided by the one of the solution 0. It follows from the
+            recurrences, so rounding may leave the true one larger.
+    """
+
+    x: Tensor
+    steps: Tensor
+    relative: Tensor
+
+
 def norm(vector: Tensor) -> Tensor:
     return vector.square().sum().sqrt()
 
@@ -77,10 +94,16 @@ def cg(system: System) -> Tensor:
 
     The iteration ends where a direction has a curvature that is not positive.
     """
+    return cg_with_report(system).x
+
+
+def cg_with_report(system: System) -> Report:
+    """Return what `cg` finds, the number of its steps, and the norm of `b - A x` divided by that of `b`."""
     x, r = system.start()
     z = system.precondition(r)
     p, rz = z, dot(r, z)
     bound, goes_on = system.bound(), torch.ones_like(rz, dtype=torch.bool)
+    steps = torch.zeros_like(rz, dtype=torch.int64)
     for _ in range(system.max_steps):
         goes_on = goes_on & (norm(r) > bound)
         if not _torch.any_member(goes_on):
@@ -95,7 +118,8 @@ def cg(system: System) -> Tensor:
         z = system.precondition(r)
         rz_before, rz = rz, dot(r, z)
         p = torch.where(goes_on, z + ratio(rz, rz_before) * p, p)
-    return x
+        steps = steps + goes_on
+    return Report(x, steps, _relative(norm(r), norm(system.b)))
 
 
 def bicgstab(system: System) -> Tensor:
@@ -163,6 +187,72 @@ def _krylov_correction(system: System, r: Tensor, length: int) -> Tensor:
     return shares @ torch.stack(basis[:-1])
 
 
+def lsmr(
+    matvec: Matvec,
+    rmatvec: Matvec,
+    b: Tensor,
+    damp: float | Tensor = 0.0,
+    *,
+    tolerance: float,
+    max_steps: int,
+) -> Report:
+    r"""LSMR, for least squares with any matrix: minimizes $|A x - b|^2 + d^2 |x|^2$ (Fong and Saunders 2011).
+
+    Equals MINRES for the normal equations, but needs no product with $A^T A$, so that rounding errors grow less. Each
+    step makes $|A^T (b - A x) - d^2 x|$ smaller; `relative` is this norm divided by $|A^T b|$. Without damping, a
+    system with many solutions gets that of least norm.
+
+    Args:
+        matvec: Returns `A v` for a vector `v`.
+        rmatvec: Returns `A^T u` for a vector `u`.
+        b: The right-hand side, a vector.
+        damp: The weight $d$, a number or a tensor without dimensions; its sign has no effect.
+        tolerance: The value of `relative` at which to stop. Below the precision of the dtype, steps follow rounding
+            errors, which grow without bound if the matrix is singular and there is no damping.
+        max_steps: The largest number of steps, each a product with `A` and one with its transpose.
+    """
+    damp = torch.as_tensor(damp, dtype=b.dtype, device=b.device)
+    beta, u = _unit(b)
+    alpha, v = _unit(rmatvec(u))
+    x, h, h_bar = torch.zeros_like(v), v, torch.zeros_like(v)
+    # The names are the paper's, with `_bar` and `_hat` for its bars and hats.
+    alpha_bar, rho, rho_bar, c_bar = alpha, *[torch.ones_like(alpha)] * 3
+    s_bar, steps = torch.zeros_like(alpha), torch.zeros_like(alpha, dtype=torch.int64)
+    # The paper's zeta, divided by its first value, which is the norm of `A^T b`: 1, or 0 if that is 0.
+    first = alpha * beta
+    zeta_bar = ratio(first, first)
+    for _ in range(max_steps):
+        goes_on = zeta_bar.abs() > tolerance
+        if not _torch.any_member(goes_on):
+            break
+        # One more vector of each basis in which the matrix is bidiagonal.
+        beta, u = _unit(matvec(v) - alpha * u)
+        alpha, v = _unit(rmatvec(u) - beta * v)
+        # One rotation removes the damping, one makes the bidiagonal matrix upper, and one does so to its transpose.
+        alpha_hat = torch.hypot(alpha_bar, damp)
+        rho_before, rho = rho, torch.hypot(alpha_hat, beta)
+        theta = ratio(beta, rho) * alpha
+        alpha_bar = ratio(alpha_hat, rho) * alpha
+        theta_bar = s_bar * rho
+        rho_bar_before, rho_bar = rho_bar, torch.hypot(c_bar * rho, theta)
+        c_bar, s_bar = ratio(c_bar * rho, rho_bar), ratio(theta, rho_bar)
+        zeta = c_bar * zeta_bar
+        h_bar = h - ratio(theta_bar * rho, rho_before * rho_bar_before) * h_bar
+        length = first * ratio(zeta, rho * rho_bar)
+        h = v - ratio(theta, rho) * h
+        # Members that have ended keep their values.
+        x = torch.where(goes_on, x + length * h_bar, x)
+        zeta_bar = torch.where(goes_on, -s_bar * zeta_bar, zeta_bar)
+        steps = steps + goes_on
+    return Report(x, steps, zeta_bar.abs())
+
+
+def _unit(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norm of a vector, and the vector of length 1 in its direction; 0 of 0."""
+    size = norm(vector)
+    return size, ratio(vector, size)
+
+
 def neumann(system: System) -> Tensor:
     r"""The series $\sum_k (I - M A)^k M b$, with $M$ the preconditioner: converges if $I - M A$ contracts."""
     x, r = system.start()
@@ -210,6 +300,8 @@ def default_tolerance(dtype: torch.dtype) -> float:
 
 def relative_residual(matvec: Matvec, b: Tensor, x: Tensor) -> Tensor:
     """Return the norm of `b - A x` divided by that of `b`; 0 if both are 0."""
-    residual = norm(b - matvec(x))
-    size = norm(b)
+    return _relative(norm(b - matvec(x)), norm(b))
+
+
+def _relative(residual: Tensor, size: Tensor) -> Tensor:
     return torch.where(residual == 0, 0.0, residual / size)
