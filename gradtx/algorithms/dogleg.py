@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import torch
 
 from gradtx.arguments import Positive, Static
@@ -10,9 +12,9 @@ from gradtx.curvature.solves import Damping, chosen, solved
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.curvature.trials import dot, tried
 from gradtx.maths.entries import quotient
-from gradtx.rules import whole_tree
+from gradtx.rules import alias, whole_tree
 
-__all__ = ["dogleg"]
+__all__ = ["dogleg", "scale_by_dogleg"]
 
 
 @whole_tree(
@@ -23,7 +25,7 @@ __all__ = ["dogleg"]
     sign="flips",
     closure="residual_fn",
 )
-def dogleg(
+def scale_by_dogleg(
     radius: Positive = 1.0,
     reduction: Static[Reduction] = "sum",
     weights: Static[Weights | None] = None,
@@ -84,3 +86,8 @@ def _bent(newton, down, reach, R):
     t = torch.where(b > 0, quotient(-c, b + root), quotient(root - b, a))
     bent = torch.where(reach >= R, R * down, C + t * way)
     return torch.where(newton.norm() <= R, newton, bent)
+
+
+@alias
+def dogleg(**options: Annotated[Any, scale_by_dogleg]):
+    return scale_by_dogleg(**options)

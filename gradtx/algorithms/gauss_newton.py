@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import torch
-
 from gradtx.arguments import Count, NonNegative, Static
 from gradtx.curvature.problem import problem_of
-from gradtx.curvature.solves import Damping, Solve, check_definite, chosen, solved
+from gradtx.curvature.solves import Damping, Solve, direction_of
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.links.decay import with_decay
 from gradtx.rules import alias, whole_tree
@@ -40,14 +38,8 @@ def scale_by_gauss_newton(
         ctx.tell_loss(problem)
         diagonal = problem.diagonal if scaling == "diagonal" else None
         damped = Damping(damping, diagonal)
-        way = chosen(problem, solve, damped, max_steps, tolerance)
-        solution = solved(way, problem, damped)
-        check_definite(way, problem, solution, damped)
-        ctx.report(way, solution.measured)
-        direction = problem.tree(
-            torch.where(solution.failed, torch.nan, solution.direction)
-        )
-        return direction, state, problem.tree(problem.gradient)
+        direction = direction_of(ctx, problem, solve, damped, max_steps, tolerance)
+        return problem.tree(direction), state, problem.tree(problem.gradient)
 
     return update
 
@@ -56,4 +48,4 @@ def scale_by_gauss_newton(
 def gauss_newton(
     lr=1.0, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_gauss_newton]
 ):
-    return with_decay(scale_by_gauss_newton(**direction), weight_decay, lr=lr)
+    return with_decay(scale_by_gauss_newton(**direction), weight_decay, True, lr)

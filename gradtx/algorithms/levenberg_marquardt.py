@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from gradtx.curvature.problem import Problem, problem_of
 from gradtx.curvature.solves import Damping, Solve, chosen, solved
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.curvature.trials import Trial, dot, tried
-from gradtx.rules import whole_tree
+from gradtx.rules import alias, whole_tree
 
-__all__ = ["levenberg_marquardt"]
+__all__ = ["levenberg_marquardt", "scale_by_levenberg_marquardt"]
 
 LEAST, MOST = 1e-300, 1e32  # bounds of the damping
 # The factors after a failure and after a success, by rule.
@@ -30,7 +30,7 @@ FACTORS = {"marquardt": (10.0, 0.1), "thresholds": (2.0, 1 / 3)}
     sign="flips",
     closure="residual_fn",
 )
-def levenberg_marquardt(
+def scale_by_levenberg_marquardt(
     damping: Positive = 1e-3,
     rule: Literal["nielsen", "marquardt", "thresholds"] = "nielsen",
     scaling: Literal["identity", "diagonal", "running"] = "identity",
@@ -124,3 +124,8 @@ def levenberg_marquardt(
         )
 
     return init, update
+
+
+@alias
+def levenberg_marquardt(**options: Annotated[Any, scale_by_levenberg_marquardt]):
+    return scale_by_levenberg_marquardt(**options)

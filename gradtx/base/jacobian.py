@@ -205,3 +205,31 @@ class GraphJacobian(Jacobian):
         if derivative is None:
             return weights.new_zeros(*vector.shape[:-1], len(weights))
         return derivative
+
+
+class MatrixJacobian(Jacobian):
+    """A Jacobian that is known as a matrix.
+
+    Args:
+        rows: The matrix.
+        joint: The parameters as one vector.
+    """
+
+    def __init__(self, rows: Tensor, joint: JointVector) -> None:
+        self.joint, self._matrix = joint, rows
+        self.value = rows.new_zeros(len(rows))
+
+    def times(self, vector: Tensor) -> Tensor:
+        return self._matrix @ vector
+
+    def transposed(self, vector: Tensor) -> Tensor:
+        return self._matrix.mT @ vector
+
+    def second(self, vector: Tensor) -> Tensor:
+        return torch.zeros_like(self.value)
+
+    def _rows(self) -> Tensor:
+        return self._matrix
+
+    def _columns(self) -> Tensor:
+        return self._matrix.mT

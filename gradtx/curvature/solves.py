@@ -231,10 +231,10 @@ def _by_cholesky(
     way: Chosen, problem: Problem, damping: Damping, right: Tensor
 ) -> Solution:
     """Cholesky of J^T H J + lam D."""
-    rows = _widened(problem.jacobian.rows, problem.jacobian.size[1])
+    rows = widened(problem.jacobian.rows, problem.jacobian.size[1])
     matrix = rows.mT @ problem.weighted_rows.to(rows)
     matrix = matrix + torch.diag(damping.entries(rows, len(matrix)))
-    solution, failed, factor = _cholesky(matrix, rows.mT @ right.to(rows))
+    solution, failed, factor = cholesky_solved(matrix, rows.mT @ right.to(rows))
     direction = solution.to(right.dtype)
     return Solution(direction, failed, _condition(factor.diagonal()))
 
@@ -243,7 +243,7 @@ def _by_kernel(
     way: Chosen, problem: Problem, damping: Damping, right: Tensor
 ) -> Solution:
     """Residuals: D^-1 J^T (J D^-1 J^T + lam)^-1 r by Cholesky. Outputs: (lam + H K) x = h for K = J D^-1 J^T, by LU."""
-    rows = _widened(problem.jacobian.rows, problem.jacobian.size[0])
+    rows = widened(problem.jacobian.rows, problem.jacobian.size[0])
     inverse = damping.inverse(rows)
     scaled = rows if inverse is None else rows * inverse
     kernel = scaled @ rows.mT
@@ -256,12 +256,12 @@ def _by_kernel(
         failed = info > 0
     else:
         matrix = kernel + number * unit
-        solution, failed, factor = _cholesky(matrix, right.to(rows))
+        solution, failed, factor = cholesky_solved(matrix, right.to(rows))
         measured = _condition(factor.diagonal())
     return Solution((scaled.mT @ solution).to(right.dtype), failed, measured)
 
 
-def _cholesky(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cholesky_solved(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the solution for a vector, whether the matrix has no factor, and the factor."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     half = torch.linalg.solve_triangular(factor, right[:, None], upper=False)
@@ -285,7 +285,7 @@ def _by_cg(way: Chosen, problem: Problem, damping: Damping, right: Tensor) -> So
         _tolerance(way, right),
         way.max_steps,
     )
-    report = linear_solvers.cg_report(system)
+    report = linear_solvers.cg_with_report(system)
     measured = {"products": report.steps, "relative_residual": report.relative}
     return Solution(report.x, _no(right), measured)
 
@@ -304,8 +304,8 @@ def _by_lsmr(
         lambda vector: scaled(problem.jacobian.transposed(vector)),
         right,
         torch.as_tensor(damping.value, dtype=right.dtype, device=right.device).sqrt(),
-        _tolerance(way, right),
-        way.max_steps,
+        tolerance=_tolerance(way, right),
+        max_steps=way.max_steps,
     )
     measured = {"products": report.steps, "relative_residual": report.relative}
     return Solution(scaled(report.x), _no(right), measured)
@@ -326,7 +326,7 @@ def _tolerance(way: Chosen, like: Tensor) -> float:
     return linear_solvers.default_tolerance(like.dtype)
 
 
-def _widened(rows: Tensor, size: int) -> Tensor:
+def widened(rows: Tensor, size: int) -> Tensor:
     """Return J in float64, unless the matrix that follows is large, or the device has none."""
     is_small = size <= MOST_IN_FLOAT64 and rows.device.type != "mps"
     return rows.to(torch.float64) if is_small else rows
@@ -362,3 +362,23 @@ def check_definite(
         f"{float(damping.value):.1e}; raise damping, use solve='qr' (residuals), compute in float64, or check that "
         "loss_of_outputs is convex"
     )
+
+
+def direction_of(
+    ctx: Any,
+    problem: Problem,
+    solve: str,
+    damping: Damping,
+    max_steps: int,
+    tolerance: float | None,
+) -> Tensor:
+    """Return (J^T H J + lam D)^-1 g, NaN where the matrix has no factor and the host cannot read that.
+
+    Raises:
+        RuntimeError: If the matrix has no factor.
+    """
+    way = chosen(problem, solve, damping, max_steps, tolerance)
+    solution = solved(way, problem, damping)
+    check_definite(way, problem, solution, damping)
+    ctx.report(way, solution.measured)
+    return torch.where(solution.failed, torch.nan, solution.direction)

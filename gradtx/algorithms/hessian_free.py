@@ -1,0 +1,147 @@
+"""Hessian-free optimization: Gauss-Newton steps from a truncated conjugate gradient, with adaptive damping."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx.arguments import Count, Fraction, NonNegative, Positive, Static
+from gradtx.base import torch_names as _torch
+from gradtx.base.tree import map_tensors
+from gradtx.curvature.problem import Problem, problem_of
+from gradtx.curvature.solves import Damping, chosen
+from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
+from gradtx.curvature.trials import dot
+from gradtx.maths.linear_solvers import ratio
+from gradtx.rules import alias, whole_tree
+
+__all__ = ["hessian_free", "scale_by_hessian_free"]
+
+WHO = "scale_by_hessian_free"
+# Martens 2010: the decrease of the model over the last tenth of the steps, at least 10, must be so large for each.
+PROGRESS, SHORTEST = 5e-4, 10
+LEAST, MOST = 1e-300, 1e32  # bounds of the damping
+
+
+class Inner(NamedTuple):
+    """The result of the inner iteration: x, the number of steps, and the model's value there."""
+
+    solution: Tensor
+    steps: Tensor
+    model: Tensor
+
+
+@whole_tree(
+    needs="params",
+    extras={
+        "residual_fn": "function?",
+        "outputs_fn": "function?",
+        "loss_of_outputs": "function?",
+    },
+    makes_gradient=True,
+    owns_lr=True,
+    sign="flips",
+    closure="residual_fn",
+)
+def scale_by_hessian_free(
+    lr: NonNegative = 1.0,
+    damping: Positive = 1.0,
+    max_steps: Static[Count] = 50,
+    stop: Literal["martens", "never"] = "martens",
+    warm_start: Fraction = 0.95,
+    adapt: bool = True,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+):
+    checked_weights(WHO, weights)
+    terms = Terms(WHO, reduction, weights)
+
+    def init(params):
+        device = next(iter(params.values())).device
+        state = {"solution": map_tensors(torch.zeros_like, params)}
+        if adapt:
+            first = torch.as_tensor(damping, dtype=torch.float64, device=device)
+            state["damping"] = first.clone()
+        return state
+
+    def update(updates, state, params, ctx):
+        problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
+        ctx.tell_loss(problem)
+        lam = state["damping"] if adapt else damping
+        way = chosen(problem, "cg", Damping(lam), max_steps, takes=("cg",))
+        start = warm_start * problem.vector(state["solution"])
+        inner = _minimized(problem, lam, start, max_steps, stop == "martens")
+        x = inner.solution
+        new_state = {"solution": problem.tree(x)}
+        report = {"damping": torch.as_tensor(lam), "products": inner.steps}
+        if adapt:
+            # The model without damping.
+            bend = dot(x, problem.curvature_times(x))
+            predicted = dot(problem.gradient, x) + bend / 2
+            gain = _gain(problem, x, predicted)
+            grown = torch.where(gain < 0.25, 1.5, torch.where(gain > 0.75, 2 / 3, 1.0))
+            new_state["damping"] = (lam * grown).clamp(LEAST, MOST)
+            report["gain"] = gain
+        ctx.report(way, report)
+        rate = torch.as_tensor(lr, dtype=x.dtype, device=x.device)
+        return problem.tree(rate * x), new_state, problem.tree(problem.gradient)
+
+    return init, update
+
+
+def _gain(problem: Problem, x: Tensor, predicted: Tensor) -> Tensor:
+    """Return the change of the loss over the predicted one; -inf where the loss is not finite."""
+    change = problem.loss_after(x) - problem.loss
+    gain = change / torch.where(predicted < 0, predicted, -1.0)
+    return torch.where(change.isfinite(), gain, -torch.inf)
+
+
+def _minimized(
+    problem: Problem, damping: Any, start: Tensor, max_steps: int, stops: bool
+) -> Inner:
+    """Minimize q(x) = x^T (G + lam) x / 2 + g^T x by conjugate gradients, each member of a `vmap` until it stops."""
+    g = problem.gradient
+    lam = torch.as_tensor(damping, dtype=g.dtype, device=g.device)
+
+    def matvec(vector: Tensor) -> Tensor:
+        return problem.curvature_times(vector) + lam * vector
+
+    x, r = start, matvec(start) + g  # the gradient of q
+    p, square = -r, dot(r, r)
+    goes_on = square > 0
+    steps = torch.zeros_like(square, dtype=torch.int64)
+    models: list[Tensor] = [(dot(x, r) + dot(x, g)) / 2]
+    for i in range(1, max_steps + 1):
+        if not _torch.any_member(goes_on):
+            break
+        product = matvec(p)
+        curvature = dot(p, product)
+        goes_on = goes_on & (curvature > 0)
+        length = torch.where(goes_on, ratio(square, curvature), 0.0).to(x)
+        x, r = x + length * p, r + length * product
+        before, square = square, dot(r, r)
+        p = torch.where(goes_on, -r + ratio(square, before).to(x) * p, p)
+        steps = steps + goes_on
+        models.append((dot(x, r) + dot(x, g)) / 2)
+        goes_on = goes_on & (square > 0)
+        if stops:
+            goes_on = goes_on & ~_has_converged(models, i)
+    return Inner(x, steps, models[-1])
+
+
+def _has_converged(models: list[Tensor], i: int) -> Tensor:
+    """Whether the model has hardly fallen over the last steps."""
+    k = max(SHORTEST, math.ceil(i / 10))
+    now = models[i]
+    if i <= k:
+        return torch.zeros_like(now, dtype=torch.bool)
+    falls = (now - models[i - k]) / torch.where(now < 0, now, -1.0)
+    return (now < 0) & (falls < PROGRESS * k)
+
+
+@alias
+def hessian_free(**options: Annotated[Any, scale_by_hessian_free]):
+    return scale_by_hessian_free(**options)
