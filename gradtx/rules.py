@@ -126,7 +126,7 @@ class TreeOptions(InputOptions, total=False):
     length: Length
     makes_gradient: bool
     owns_lr: bool
-    closure: str
+    closure: str | Callable[[Bound], str]
 
 
 class CombinatorOptions(InputOptions, total=False):
@@ -257,9 +257,6 @@ class Spec:
                 "'outputs'"
             )
         self.extras: dict[str, str] = dict(extras)
-        self._required = tuple(
-            name for name, extra in self.extras.items() if not extra.endswith("?")
-        )
         self._check_options()
 
     def _check_options(self) -> None:
@@ -346,10 +343,10 @@ class Spec:
 
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
-        required = self._required
-        if not self.extras:
-            required = tuple(self.extras_of(arguments))
-        return (*self.option("needs", arguments), *required)
+        return (
+            *self.option("needs", arguments),
+            *_required(self.extras_of(arguments)),
+        )
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
@@ -532,6 +529,10 @@ class Spec:
             or "grad_fn" in needs
             or "value_fn" in needs
         )
+
+
+def _required(extras: Mapping[str, str]) -> list[str]:
+    return [name for name, kind in extras.items() if not kind.endswith("?")]
 
 
 Body: TypeAlias = GradientTransformation | Combinator | Functions

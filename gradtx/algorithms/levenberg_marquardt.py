@@ -50,8 +50,11 @@ def scale_by_levenberg_marquardt(
     checked_weights("levenberg_marquardt", weights)
     terms = Terms("levenberg_marquardt", reduction, weights)
     default_up, default_down = FACTORS.get(rule, (2.0, 1 / 3))
-    up = default_up if up is None else up
-    down = default_down if down is None else down
+    bounds: Any = accept, low, high
+    factors: Any = (
+        default_up if up is None else up,
+        default_down if down is None else down,
+    )
 
     def init(params):
         device = next(iter(params.values())).device
@@ -78,7 +81,7 @@ def scale_by_levenberg_marquardt(
             bend = solved(way, problem, damped, problem.jacobian.second(h)).direction
             refused = refused | (bend.norm() > geodesic * h.norm())
             step = h - bend / 2
-        trial = tried(problem, step, predicted, refused, accept)
+        trial = tried(problem, step, predicted, refused, bounds[0])
         new_mu, growth = _adapted(mu, state["growth"], trial)
         new_state = {"damping": new_mu, "growth": growth}
         if scaling == "running":
@@ -106,8 +109,10 @@ def scale_by_levenberg_marquardt(
     def _adapted(mu: Tensor, growth: Tensor, trial: Trial) -> tuple[Tensor, Tensor]:
         """The damping of the next step; unchanged where there is nothing to gain."""
         gain, taken = trial.gain, trial.taken
+        _, low, high = bounds
+        up, down = factors
         if rule == "nielsen":
-            shrunk = mu * (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
+            shrunk: Any = mu * (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
             new_mu = torch.where(taken, shrunk, mu * growth)
             new_growth = torch.where(taken, 2.0, 2 * growth)
         elif rule == "marquardt":

@@ -45,7 +45,7 @@ def scale_by_natural_gradient(
     damping: NonNegative = 1e-3,
     fisher: Literal["type2", "sampled", "empirical"] = "type2",
     solve: Static[Solve] = "auto",
-    likelihood: Literal["categorical", "gaussian", "bernoulli"] | None = None,
+    likelihood: Likelihood | None = None,
     samples: Static[Count] = 1,
     seed: Static[int] = 0,
     max_steps: Static[Count] = 100,
@@ -62,7 +62,7 @@ def scale_by_natural_gradient(
 
     def update(updates, state, params, ctx):
         if fisher == "empirical":
-            problem: Problem = example_problem(WHO, ctx, params, ctx.grad_sample)
+            problem: Any = example_problem(WHO, ctx, params, ctx.grad_sample)
         elif fisher == "type2":
             problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
             ctx.tell_loss(problem)
@@ -86,15 +86,17 @@ def scale_by_natural_gradient(
                 "pass output_samples=..."
             )
         if slopes is None:
-            slopes = _drawn(outputs, state)
+            assert likelihood is not None
+            slopes = _drawn(outputs, likelihood, state)
         if slopes.shape[1:] != outputs.shape:
             raise ValueError(
-                f"{WHO}: output_samples has shape {tuple(slopes.shape)}, needs [K, {', '.join(map(str, outputs.shape))}]"
+                f"{WHO}: output_samples has shape {tuple(slopes.shape)}, needs that of the outputs, "
+                f"{tuple(outputs.shape)}, behind a first dimension of draws"
             )
         flat = slopes.reshape(*slopes.shape[:2], -1)
         return SampledProblem.of(problem, flat.to(outputs))
 
-    def _drawn(outputs: Tensor, state) -> Tensor:
+    def _drawn(outputs: Tensor, likelihood: Likelihood, state) -> Tensor:
         draws: list[Tensor] = []
         for k in range(samples):
             counter = (state["counter"] + 1) * samples + k

@@ -47,7 +47,8 @@ def scale_by_spring(
         return {"previous": map_tensors(torch.zeros_like, params)}
 
     def update(updates, state, params, ctx):
-        problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
+        takes = ("residual_fn", "outputs_fn")
+        problem = problem_of(ctx, params, terms, takes, has_loss=False)
         chosen(problem, "kernel", Damping(damping), takes=("kernel",))
         rows, errors = _samples(problem, ctx)
         before = problem.vector(state["previous"])

@@ -89,7 +89,8 @@ class FunctionJacobian(Jacobian):
         point: Tensor,
     ) -> None:
         self._function, self.joint, self._point = function, joint, point
-        self.value, self._pullback = torch.func.vjp(function, point)
+        pulled: Any = torch.func.vjp(function, point)
+        self.value, self._pullback = pulled
 
     def times(self, vector: Tensor) -> Tensor:
         return torch.func.jvp(self._function, (self._point,), (vector,))[1]
@@ -159,9 +160,8 @@ class GraphJacobian(Jacobian):
     @functools.cached_property
     def _linear(self) -> tuple[Tensor, Tensor]:
         """Weights w of 0, and J^T w with a graph."""
-        with torch.enable_grad():
-            weights = torch.zeros_like(self.value, requires_grad=True)
-            return weights, self._pulled_back(self._traced, weights, create_graph=True)
+        weights = torch.zeros_like(self.value, requires_grad=True)
+        return weights, self._pulled_back(self._traced, weights, create_graph=True)
 
     def _forward(self, vector: Tensor, create_graph: bool) -> Tensor:
         weights, pulled = self._linear
@@ -169,6 +169,8 @@ class GraphJacobian(Jacobian):
 
     def _pulled_back(self, traced: Tensor, vector: Tensor, **options: Any) -> Tensor:
         """Return the product of the transposed Jacobian of a vector with another one, or with each row of a matrix."""
+        leading = vector.shape[:-1]
+        parts: list[Tensor] = []
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 traced,
@@ -178,14 +180,12 @@ class GraphJacobian(Jacobian):
                 retain_graph=True,
                 **options,
             )
-        leading = vector.shape[:-1]
-        parts: list[Tensor] = []
-        for gradient, source in zip(gradients, self._sources, strict=True):
-            if gradient is None:
-                gradient = source.new_zeros(()).expand(*leading, *source.shape)
-            part = gradient.reshape(*leading, source.numel())
-            parts.append(part.to(self.joint.device, self.joint.dtype))
-        return torch.cat(parts, dim=-1)
+            for gradient, source in zip(gradients, self._sources, strict=True):
+                if gradient is None:
+                    gradient = source.new_zeros(()).expand(*leading, *source.shape)
+                part = gradient.reshape(*leading, source.numel())
+                parts.append(part.to(self.joint.device, self.joint.dtype))
+            return torch.cat(parts, dim=-1)
 
     def _derivative(
         self, pulled: Tensor, weights: Tensor, vector: Tensor, **options: Any

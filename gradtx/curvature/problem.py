@@ -134,7 +134,7 @@ class OutputProblem(Problem):
         shape: The shape of the outputs.
     """
 
-    loss_of_outputs: Callable[[Tensor], Any]
+    loss_of_outputs: Callable[[Tensor], Any] | None
     shape: torch.Size
 
     @functools.cached_property
@@ -145,6 +145,7 @@ class OutputProblem(Problem):
         return self._checked_loss(value).to(exact_dtype(value))
 
     def _checked_loss(self, value: Tensor) -> Tensor:
+        assert self.loss_of_outputs is not None
         loss = self.loss_of_outputs(value.reshape(self.shape))
         if not isinstance(loss, Tensor):
             raise TypeError(
@@ -161,7 +162,8 @@ class OutputProblem(Problem):
 
     def hessian_times(self, vectors: Tensor) -> Tensor:
         # H is symmetric: a backward pass of the gradient needs no forward mode of the loss.
-        _, pullback = torch.func.vjp(self._slope, self.jacobian.value)
+        pulled: Any = torch.func.vjp(self._slope, self.jacobian.value)
+        _, pullback = pulled
         return torch.vmap(lambda v: pullback(v)[0], in_dims=1, out_dims=1)(vectors)
 
 
@@ -170,7 +172,8 @@ def problem_of(
     params: Tree,
     terms: Terms,
     takes: tuple[str, ...] = ("residual_fn",),
-) -> Problem:
+    has_loss: bool = True,
+) -> Any:
     """Return the problem of a call, from the functions that the caller passed.
 
     Args:
@@ -178,6 +181,7 @@ def problem_of(
         params: The parameters of its leaves, by name.
         terms: How residuals make a loss.
         takes: Which functions the link can use.
+        has_loss: Whether outputs come with a loss of them.
 
     Raises:
         ValueError: If the caller passed none of these functions, or both.
@@ -190,32 +194,38 @@ def problem_of(
         fault = f"takes {how}, not both" if passed else f"needs {' or '.join(takes)}"
         raise ValueError(f"{who} {fault}: call {ctx.typical_call(how)}")
     (extra,) = passed
-    if extra == "residual_fn":
-        finish: Callable[[Any], Tensor] = terms.joined
-        if "outputs_fn" in takes and ctx.loss_of_outputs is not None:
-            raise ValueError(
-                f"{who}: loss_of_outputs belongs to outputs_fn; residual_fn has a loss of its own"
-            )
-        made: Any = ResidualProblem
-    else:
-        shapes: list[torch.Size] = []
+    reads_outputs = extra == "outputs_fn"
+    loss_of_outputs = None
+    if has_loss and "outputs_fn" in takes:
+        loss_of_outputs = ctx.loss_of_outputs
+        _check_loss(who, reads_outputs, loss_of_outputs)
+    shapes: list[torch.Size] = []
 
-        def finish(outputs: Any) -> Tensor:
-            checked = _checked_outputs(who, outputs)
-            shapes.append(checked.shape)
-            return checked.reshape(-1)
+    def finish(result: Any) -> Tensor:
+        if not reads_outputs:
+            return terms.joined(result)
+        outputs = _checked_outputs(who, result)
+        shapes.append(outputs.shape)
+        return outputs.reshape(-1)
 
-        made = OutputProblem
     jacobian = ctx.linearized(extra, finish, params)
-    problem = made(who, list(params), params, jacobian, finish, extra, ctx)
-    if isinstance(problem, OutputProblem):
-        if ctx.loss_of_outputs is None:
-            raise ValueError(
-                f"{who} needs loss_of_outputs with outputs_fn: a function of the outputs that returns the loss"
-            )
-        problem.loss_of_outputs, problem.shape = ctx.loss_of_outputs, shapes[0]
-    _check_size(problem)
+    shown = (who, list(params), params, jacobian, finish, extra, ctx)
+    if not reads_outputs:
+        return ResidualProblem(*shown)
+    problem = OutputProblem(*shown)
+    problem.loss_of_outputs, problem.shape = loss_of_outputs, shapes[0]
     return problem
+
+
+def _check_loss(who: str, reads_outputs: bool, loss_of_outputs: Any) -> None:
+    if reads_outputs and loss_of_outputs is None:
+        raise ValueError(
+            f"{who} needs loss_of_outputs with outputs_fn: a function of the outputs that returns the loss"
+        )
+    if not reads_outputs and loss_of_outputs is not None:
+        raise ValueError(
+            f"{who}: loss_of_outputs belongs to outputs_fn; the loss of residuals is half the sum of their squares"
+        )
 
 
 def _checked_outputs(who: str, outputs: Any) -> Tensor:
@@ -230,11 +240,3 @@ def _checked_outputs(who: str, outputs: Any) -> Tensor:
     if not outputs.numel():
         raise ValueError(f"{who}: has no outputs; skip the step")
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-
-
-def _check_size(problem: Problem) -> None:
-    for name, param in problem.params.items():
-        if param.is_complex():
-            raise ValueError(
-                f"{problem.who}: leaf {name!r} is complex, but curvature is that of real leaves"
-            )

@@ -161,8 +161,8 @@ def chosen(
                 of = f" ({rows} x {rows}, {_size(size)})" if rows else ""
                 others.append(f"{other!r}{of}")
         raise ValueError(
-            f"{who}: solve={name!r} needs a {matrix} x {matrix} matrix and a Jacobian of {m} x {n}, {_size(needed)}, of "
-            f"which at most {_size(limit)} may be taken; use solve={' or '.join(others) or 'cg'}"
+            f"{who}: solve={name!r} needs a {matrix} x {matrix} matrix and a Jacobian of {m} x {n}, {_size(needed)}, "
+            f"more than {_size(limit)}; use solve={' or '.join(others) or 'cg'}"
         )
     return Chosen(who, name, m, n, matrix, needed, max_steps, tolerance)
 

@@ -82,8 +82,8 @@ class Terms:
             return
         if not isinstance(residuals, Mapping):
             raise ValueError(
-                f"{self.who}: weights name the terms {sorted(self.weights)}, but residual_fn returns one tensor; return "
-                "a dict of named terms"
+                f"{self.who}: weights name the terms {sorted(self.weights)}, but residual_fn returns one tensor; "
+                "return a dict of named terms"
             )
         unknown = sorted(self.weights.keys() - terms.keys())
         unweighted = sorted(terms.keys() - self.weights.keys())

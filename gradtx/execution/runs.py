@@ -218,7 +218,7 @@ class Run:
         finish: Callable[[Any], Tensor],
         params: dict[str, Tensor],
     ) -> Jacobian:
-        """Return the Jacobian by some leaves of the vector that `finish` makes of what the caller's function returns."""
+        """Return the Jacobian by some leaves of the vector that `finish` makes of what the function returns."""
         raise NotImplementedError
 
     def evaluated(
