@@ -14,7 +14,7 @@ from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import Problem, problem_of
 from gradtx.curvature.solves import Damping, chosen
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
-from gradtx.curvature.trials import dot
+from gradtx.curvature.trials import LEAST, MOST, dot
 from gradtx.maths.linear_solvers import ratio
 from gradtx.rules import alias, whole_tree
 
@@ -23,7 +23,6 @@ __all__ = ["hessian_free", "scale_by_hessian_free"]
 WHO = "scale_by_hessian_free"
 # Martens 2010: the decrease of the model over the last tenth of the steps, at least 10, must be so large for each.
 PROGRESS, SHORTEST = 5e-4, 10
-LEAST, MOST = 1e-300, 1e32  # bounds of the damping
 
 
 class Inner(NamedTuple):

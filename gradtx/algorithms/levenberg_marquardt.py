@@ -12,12 +12,11 @@ from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import Problem, problem_of
 from gradtx.curvature.solves import Damping, Solve, chosen, solved
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
-from gradtx.curvature.trials import Trial, dot, tried
+from gradtx.curvature.trials import LEAST, MOST, Trial, dot, tried
 from gradtx.rules import alias, whole_tree
 
 __all__ = ["levenberg_marquardt", "scale_by_levenberg_marquardt"]
 
-LEAST, MOST = 1e-300, 1e32  # bounds of the damping
 # The factors after a failure and after a success, by rule.
 FACTORS = {"marquardt": (10.0, 0.1), "thresholds": (2.0, 1 / 3)}
 

@@ -49,7 +49,8 @@ def scale_by_spring(
     def update(updates, state, params, ctx):
         takes = ("residual_fn", "outputs_fn")
         problem = problem_of(ctx, params, terms, takes, has_loss=False)
-        chosen(problem, "kernel", Damping(damping), takes=("kernel",))
+        way = chosen(problem, "kernel", Damping(damping), takes=("kernel",))
+        ctx.report(way, {})
         rows, errors = _samples(problem, ctx)
         before = problem.vector(state["previous"])
         phi = _moved(rows, errors, before)

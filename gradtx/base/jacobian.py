@@ -11,9 +11,12 @@ from torch import Tensor
 
 from gradtx.base.vectors import JointVector
 
-# Rows or columns that one batched pass computes, unless these would have more entries than `ENTRIES`.
-CHUNK = 512
-ENTRIES = 2**26
+# A batched pass computes so many rows or columns that its tensors stay in the cache of a core, or fill a GPU: those of
+# one row have an entry for each parameter, and about so many for each entry of the vector, since layers are that wide.
+WIDTH = 32
+CACHE = 2**18  # entries
+ON_DEVICE = 2**26
+LEAST_ROWS = 8
 
 
 class Jacobian:
@@ -37,6 +40,12 @@ class Jacobian:
         """Whether there are more entries than parameters, so that columns cost less than rows."""
         m, n = self.size
         return m > n
+
+    @property
+    def _entries(self) -> int:
+        """About the entries of the tensors of a pass for one row or column."""
+        m, n = self.size
+        return n + WIDTH * m
 
     @functools.cached_property
     def rows(self) -> Tensor:
@@ -63,12 +72,20 @@ class Jacobian:
         raise NotImplementedError
 
 
-def _in_chunks(pass_of: Callable[[Tensor], Tensor], like: Tensor, width: int) -> Tensor:
-    """Return what batched passes make of all unit vectors of the length of `like`, results with `width` entries."""
-    length = len(like)
-    unit = torch.eye(length, dtype=like.dtype, device=like.device)
-    chunk = max(1, min(CHUNK, ENTRIES // max(width, 1)))
-    if length <= chunk:
+def _in_chunks(
+    pass_of: Callable[[Tensor], Tensor], like: Tensor, entries: int
+) -> Tensor:
+    """Return what batched passes make of all unit vectors of the length of `like`.
+
+    Args:
+        pass_of: Returns the results for the rows of a matrix.
+        like: A vector.
+        entries: The entries of the tensors of a pass for one row.
+    """
+    unit = torch.eye(len(like), dtype=like.dtype, device=like.device)
+    most = CACHE if like.device.type == "cpu" else ON_DEVICE
+    chunk = max(LEAST_ROWS, most // max(entries, 1))
+    if len(like) <= chunk:
         return pass_of(unit)
     return torch.cat([pass_of(part) for part in unit.split(chunk)])
 
@@ -106,10 +123,10 @@ class FunctionJacobian(Jacobian):
         return torch.func.jvp(slope, (self._point,), (vector,))[1]
 
     def _rows(self) -> Tensor:
-        return _in_chunks(torch.vmap(self.transposed), self.value, len(self._point))
+        return _in_chunks(torch.vmap(self.transposed), self.value, self._entries)
 
     def _columns(self) -> Tensor:
-        return _in_chunks(torch.vmap(self.times), self._point, len(self.value))
+        return _in_chunks(torch.vmap(self.times), self._point, self._entries)
 
 
 class GraphJacobian(Jacobian):
@@ -147,7 +164,7 @@ class GraphJacobian(Jacobian):
         def pass_of(unit: Tensor) -> Tensor:
             return self._pulled_back(self._traced, unit, is_grads_batched=True)
 
-        return _in_chunks(pass_of, self.value, sum(self.joint.sizes))
+        return _in_chunks(pass_of, self.value, self._entries)
 
     def _columns(self) -> Tensor:
         weights, pulled = self._linear
@@ -155,7 +172,7 @@ class GraphJacobian(Jacobian):
         def pass_of(unit: Tensor) -> Tensor:
             return self._derivative(pulled, weights, unit, is_grads_batched=True)
 
-        return _in_chunks(pass_of, pulled.detach(), len(self.value))
+        return _in_chunks(pass_of, pulled.detach(), self._entries)
 
     @functools.cached_property
     def _linear(self) -> tuple[Tensor, Tensor]:
