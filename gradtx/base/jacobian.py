@@ -29,6 +29,7 @@ class Jacobian:
 
     joint: JointVector
     value: Tensor
+    _bends = False  # whether a second derivative was asked for
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,6 +52,14 @@ class Jacobian:
     def rows(self) -> Tensor:
         """The matrix J, of shape [m, n]."""
         return self._columns().mT if self.is_tall else self._rows()
+
+    def kept(self) -> Jacobian | None:
+        """Return it without what it is computed from, if its rows are known and no second derivative was asked for."""
+        if "rows" not in self.__dict__ or self._bends:
+            return None
+        kept = MatrixJacobian(self.rows, self.joint)
+        kept.value = self.value
+        return kept
 
     def times(self, vector: Tensor) -> Tensor:
         """Return J v for a vector of n entries."""
@@ -153,6 +162,7 @@ class GraphJacobian(Jacobian):
         return self._pulled_back(self._traced, vector)
 
     def second(self, vector: Tensor) -> Tensor:
+        self._bends = True
         slope = self._forward(vector, create_graph=True)
         if not slope.requires_grad:  # the vector is linear in the parameters
             return torch.zeros_like(self.value)
@@ -241,9 +251,6 @@ class MatrixJacobian(Jacobian):
 
     def transposed(self, vector: Tensor) -> Tensor:
         return self._matrix.mT @ vector
-
-    def second(self, vector: Tensor) -> Tensor:
-        return torch.zeros_like(self.value)
 
     def _rows(self) -> Tensor:
         return self._matrix
