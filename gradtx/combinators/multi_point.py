@@ -18,10 +18,13 @@ from gradtx.arguments import (
     Positive,
     Static,
 )
+from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact
+from gradtx.base.plain import is_plain
 from gradtx.base.selectors import answer, check_signature
 from gradtx.base.tree import map_tensors
 from gradtx.combinators.frame import Frame
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.distributed.sums import total
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
@@ -457,12 +460,12 @@ def line_search(
     $\varphi(a) \le \varphi(0) + c_1 a m$. "strong_wolfe" also requires $|\varphi'(a)| \le c_2 |m|$: it doubles $a$
     until a bracket contains such a point, then tries the minimum of the cubic through both ends, kept a tenth of the
     bracket away from them; if no trial satisfies both conditions, it uses the one with the lowest loss that satisfies
-    the first. The number of trials is fixed and flags select among them, so the search runs under `vmap` and compiles.
-    An optimizer created by `as_optimizer` stops at the first accepted trial.
+    the first. The search ends with the first accepted trial, under `vmap` with that of the last member, for which the
+    host waits. Where it cannot, in compiled and captured graphs, all trials run, with the same result.
 
     The caller passes `value_fn`, a function of the parameters that returns the loss of this batch; a torch optimizer
     calls its closure instead, never twice at one point within `step(closure, max_iter=20)`. All trials use the same
-    batch. If `value` is also passed, it is used as $\varphi(0)$.
+    batch. If `value` is also passed, it is used as $\varphi(0)$, which saves one loss a step.
 
     Args:
         tx: The optimizer whose updates are scaled, such as `lbfgs()`.
@@ -576,8 +579,19 @@ class Line:
         return value <= self.value + self.c1 * length * self.slope
 
     def is_over(self, is_found: Tensor) -> bool:
-        """Whether no further trial is needed, if the host may read `is_found`."""
-        return self.ctx.counts_on_host and bool(is_found)
+        """Whether no further trial is needed, under `vmap` by no member; False where the host cannot know.
+
+        It waits for a device, since a trial takes longer.
+        """
+        if self.ctx.counts_on_host:
+            return bool(is_found)
+        if _torch.is_intercepted():
+            return False
+        values = _torch.below_transforms(full_tensor(is_found))
+        is_known = is_plain(values) and not values.is_meta
+        if not is_known or _torch.is_captured(values.device):
+            return False
+        return bool(values.all())
 
 
 def backtracked(line: Line, first: Tensor, max_steps: int, shrink) -> Tensor:
