@@ -375,17 +375,31 @@ def test_a_search_runs_under_vmap(conditions):
 
 # A search stops at the first accepted trial.
 
+C2 = 0.3  # rather flat, so that searches go on beyond first trials of some lengths
 
-def lowest_of_cubic(low, high):
-    """The minimum of the cubic through two ends (length, loss, slope), kept a tenth away from both, or the midpoint."""
-    (a, f, f_slope), (b, h, h_slope) = low, high
+
+def lowest_of_cubic(start, end):
+    """Where the cubic through two ends (length, loss, slope) has its minimum; None if it has none."""
+    (a, f, f_slope), (b, h, h_slope) = start, end
     bend = f_slope + h_slope - 3 * (h - f) / (b - a)
     square = bend**2 - f_slope * h_slope
-    share = 0.5
-    if square > 0:
-        root = math.copysign(square**0.5, b - a)
-        share = 1 - (h_slope + root - bend) / (h_slope - f_slope + 2 * root)
-    return a + min(max(share, 0.1), 0.9) * (b - a)
+    if square <= 0:
+        return None
+    root = math.copysign(square**0.5, b - a)
+    return b - (b - a) * (h_slope + root - bend) / (h_slope - f_slope + 2 * root)
+
+
+def between(low, high):
+    lowest = lowest_of_cubic(low, high)
+    ends = sorted((low[0], high[0]))
+    width = ends[1] - ends[0]
+    middle = ends[0] + width / 2
+    return min(max(middle if lowest is None else lowest, ends[0] + width / 10), ends[1] - width / 10)
+
+
+def beyond(last, end):
+    lowest, length = lowest_of_cubic(last, end), end[0]
+    return 10 * length if lowest is None or lowest <= length else min(max(lowest, 2 * length), 10 * length)
 
 
 def armijo(at, value, slope, max_steps):
@@ -399,17 +413,18 @@ def armijo(at, value, slope, max_steps):
 def strong_wolfe(at, value, slope, max_steps):
     """The accepted length, or the one of lowest loss, and the number of trials."""
     low, high, a = (0.0, value, slope), None, 1.0
+    last = low
     for i in range(max_steps):
         there, steepness = at(a)
         if there > value + 1e-4 * a * slope or there >= low[1]:
             high = a, there, steepness
-        elif abs(steepness) <= 0.9 * abs(slope):
+        elif abs(steepness) <= C2 * abs(slope):
             return a, i + 1
         else:
             if steepness * (1.0 if high is None else high[0] - low[0]) >= 0:
                 high = low
-            low = a, there, steepness
-        a = 2 * a if high is None else lowest_of_cubic(low, high)
+            last, low = low, (a, there, steepness)
+        a = beyond(last, low) if high is None else between(low, high)
     return low[0], max_steps
 
 
@@ -429,7 +444,7 @@ class Bananas:
     """Steps down Rosenbrock's function, and the number of trials of each."""
 
     def __init__(self, conditions, tx):
-        self.tx = gradtx.line_search(tx, conditions=conditions, max_steps=20)
+        self.tx = gradtx.line_search(tx, conditions=conditions, max_steps=20, c2=C2)
         self.trials, self.sizes = [], []
 
     def train(self, params, steps=12):
@@ -459,7 +474,7 @@ class Tracing(TorchDispatchMode):
 
 both_conditions = pytest.mark.parametrize("conditions", REFERENCES)
 # First trials of many lengths.
-each_rate = pytest.mark.parametrize("rate", [1e-5, 2e-3, 1.0])
+each_rate = pytest.mark.parametrize("rate", [1e-7, 1e-4, 2e-3, 1.0])
 
 
 def follows_the_reference(conditions, tx):
@@ -487,13 +502,16 @@ def follows_the_reference(conditions, tx):
 @each_rate
 def test_a_pure_search_stops_at_the_first_accepted_trial(conditions, rate):
     trials = follows_the_reference(conditions, gradtx.sgd(rate))
-    needs_several = rate == 1.0 or (rate == 1e-5 and conditions == "strong_wolfe")
-    assert max(trials) > 4 if needs_several else min(trials) == 1
+    assert max(trials) < 20
+    is_too_short = rate <= 1e-4 and conditions == "strong_wolfe"
+    assert (max(trials) > 2) == (is_too_short or rate == 1.0)
 
 
 @both_conditions
-def test_a_pure_search_of_lbfgs_needs_hardly_more_than_one_trial_a_step(conditions):
-    assert sum(follows_the_reference(conditions, gradtx.lbfgs())) < 1.5 * 12
+def test_a_pure_search_of_lbfgs_needs_one_trial_in_many_steps(conditions):
+    trials = follows_the_reference(conditions, gradtx.lbfgs())
+    assert min(trials) == 1
+    assert sum(trials) < 3 * 12
 
 
 @contextlib.contextmanager
@@ -550,7 +568,7 @@ def test_a_search_that_stops_has_the_derivatives_of_all_trials(conditions, rate)
     search = Bananas(conditions, gradtx.lbfgs(rate))
 
     def end(x):
-        return search.train({"x": x, "y": torch.ones_like(x)}, steps=3)["y"]
+        return search.train({"x": x, "y": torch.ones_like(x)}, steps=2)["y"]
 
     x = torch.tensor(-1.2, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(end(x), x)
@@ -558,11 +576,11 @@ def test_a_search_that_stops_has_the_derivatives_of_all_trials(conditions, rate)
     x = x.detach()
     with Tracing():
         expected = torch.func.grad(end)(x)
-    assert search.trials[-3:] == [20] * 3
+    assert search.trials[-2:] == [20] * 2
     assert_close(slope, expected, 1e-9)
     assert_close(torch.func.grad(end)(x), expected, 1e-9)
     assert_close(torch.func.jvp(end, (x,), (torch.ones_like(x),))[1], expected, 1e-9)
-    assert_close((end(x + 1e-7) - end(x - 1e-7)) / 2e-7, expected, 1e-4)
+    assert_close((end(x + 1e-5) - end(x - 1e-5)) / 2e-5, expected, 1e-4)
 
 
 def test_minimize_needs_few_losses_with_a_search():
