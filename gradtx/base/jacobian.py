@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,30 @@ WIDTH = 32
 CACHE = 2**18  # entries
 ON_DEVICE = 2**26
 LEAST_ROWS = 8
+
+
+class Vectorizer(Protocol):
+    """Makes a vector of what a caller's function returns."""
+
+    sizes: list[int]
+    """The sizes of the terms of the last result."""
+
+    @property
+    def who(self) -> str:
+        """The link, for messages."""
+        ...
+
+    @property
+    def takes_means(self) -> bool:
+        """Whether each term is divided by the root of its size."""
+        ...
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the vector makes the loss by itself, so that those of several ranks can be joined."""
+        ...
+
+    def __call__(self, result: Any) -> Tensor: ...
 
 
 class Jacobian:
