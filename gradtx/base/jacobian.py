@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradtx.base.torch_names import is_transformed
 from gradtx.base.vectors import JointVector
 
 # A batched pass computes so many rows or columns that its tensors stay in the cache of a core, or fill a GPU: those of
@@ -53,6 +54,7 @@ class Jacobian:
 
     joint: JointVector
     value: Tensor
+    is_constant = False  # whether it is known to depend on no parameter
     _bends = False  # whether a second derivative was asked for
 
     @property
@@ -139,8 +141,16 @@ class FunctionJacobian(Jacobian):
         point: Tensor,
     ) -> None:
         self._function, self.joint, self._point = function, joint, point
-        pulled: Any = torch.func.vjp(function, point)
+        follows: list[bool] = []
+
+        def noting(point: Tensor) -> Tensor:
+            value = function(point)
+            follows.append(is_transformed(value) and value.requires_grad)
+            return value
+
+        pulled: Any = torch.func.vjp(noting, point)
         self.value, self._pullback = pulled
+        self.is_constant = not follows[0]
 
     def times(self, vector: Tensor) -> Tensor:
         return torch.func.jvp(self._function, (self._point,), (vector,))[1]
@@ -178,6 +188,18 @@ class GraphJacobian(Jacobian):
     ) -> None:
         self._traced, self._sources, self.joint = value, sources, joint
         self.value = value.detach()
+
+    @functools.cached_property
+    def is_constant(self) -> bool:  # type: ignore[override]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                self._traced,
+                list(self._sources),
+                torch.zeros_like(self._traced),
+                allow_unused=True,
+                retain_graph=True,
+            )
+        return all(gradient is None for gradient in gradients)
 
     def times(self, vector: Tensor) -> Tensor:
         return self._forward(vector, create_graph=False)

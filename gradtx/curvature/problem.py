@@ -201,6 +201,10 @@ def problem_of(
         _check_loss(who, reads_outputs, loss_of_outputs)
     finish: Any = Outputs(who) if reads_outputs else terms
     jacobian = ctx.linearized(extra, finish, params)
+    if jacobian.is_constant:
+        raise ValueError(
+            f"{who}: what {extra} returns does not depend on any of the parameters {', '.join(map(repr, params))}"
+        )
     shown = (who, list(params), params, jacobian, finish, extra, ctx)
     if not reads_outputs:
         return ResidualProblem(*shown)
