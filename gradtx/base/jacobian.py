@@ -88,8 +88,15 @@ class FunctionJacobian(Jacobian):
         joint: JointVector,
         point: Tensor,
     ) -> None:
-        self._function, self.joint, self._point = function, joint, point
         pulled: Any = torch.func.vjp(function, point)
+        value, _ = pulled
+        if value.dtype != point.dtype:  # all products have the wider of the two dtypes
+            joint = JointVector(joint.like, value.dtype)
+            point = point.to(joint.dtype)
+            narrow = function
+            function = lambda vector: narrow(vector).to(joint.dtype)  # noqa: E731
+            pulled = torch.func.vjp(function, point)
+        self._function, self.joint, self._point = function, joint, point
         self.value, self._pullback = pulled
 
     def times(self, vector: Tensor) -> Tensor:

@@ -443,7 +443,6 @@ class OptimizerRun(Run):
         finish: Callable[[Any], Tensor],
         params: Leaves,
     ) -> Jacobian:
-        joint = JointVector(list(params.values()))
         by_name = {member.name: param for param, member in self._members.items()}
         sources = [by_name[name] for name in params]
         with self._hidden_gradients():
@@ -454,7 +453,9 @@ class OptimizerRun(Run):
                 f"{extra}: its result has no graph; compute it from the parameters of the optimizer, without "
                 "torch.no_grad() and detach()"
             )
-        return GraphJacobian(vector, sources, joint)
+        # All products have the wider of the two dtypes.
+        joint = JointVector(list(params.values()), vector.dtype)
+        return GraphJacobian(vector.to(joint.dtype), sources, joint)
 
     def evaluated(
         self,
