@@ -30,6 +30,36 @@ def scale_by_dogleg(
     reduction: Static[Reduction] = "sum",
     weights: Static[Weights | None] = None,
 ):
+    r"""Take the Gauss-Newton step if it is short enough, else a step towards it: Powell's dogleg in a region of trust.
+
+    With $N = -J^+ r$, $g = J^\top r$ and $C = -g \lVert g \rVert^2 / \lVert J g \rVert^2$ and the radius $R$, the step
+    $h$ is $N$ if $\lVert N \rVert \le R$, $-R g / \lVert g \rVert$ if $\lVert C \rVert \ge R$, else
+    $C + t (N - C)$ with $\lVert h \rVert = R$. It is taken if the loss falls. With the ratio $\rho$ of its decrease to
+    the predicted one, $-g^\top h - \lVert J h \rVert^2 / 2$: $R \leftarrow \max(R, 3 \lVert h \rVert)$ if
+    $\rho > 0.75$, $R / 2$ if $\rho < 0.25$. It owns the rate, and takes `residual_fn` as `scale_by_gauss_newton`.
+
+    Args:
+        radius: The first radius > 0, in the units of the parameters.
+        reduction: "sum" or "mean", of the squares of each term.
+        weights: The weight of each term, a dict of numbers by name, if `residual_fn` returns a dict; None for 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `radius`, 0-d.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As `scale_by_gauss_newton`; also if there are more parameters than
+            residuals.
+
+    Example:
+        >>> tx = gradtx.dogleg(radius=0.5)
+        >>> params = {"x": torch.tensor([4.0])}
+        >>> residual_fn = lambda p: p["x"] - 1
+        >>> updates, _ = tx.update(params, tx.init(params), params, residual_fn=residual_fn)
+        >>> updates["x"]  # 3 would be the minimum
+        tensor([-0.5000])
+
+    Source: Powell 1970; Madsen, Nielsen and Tingleff 2004, algorithm 3.21. Departures: none.
+    """
     checked_weights("dogleg", weights)
     terms = Terms("dogleg", reduction, weights)
 
@@ -90,4 +120,29 @@ def _bent(newton, down, reach, R):
 
 @alias
 def dogleg(**options: Annotated[Any, scale_by_dogleg]):
+    r"""Dogleg: least squares with steps of a bounded length, of Gauss-Newton inside the bound.
+
+    The rule is in `scale_by_dogleg`, which is all of it.
+
+    When to use: small fits where a length of steps is easier to choose than a damping, or where Gauss-Newton works
+    near the minimum and needs a guard far from it.
+
+    Args:
+        radius: The first radius > 0, in the units of the parameters.
+        reduction: "sum" or "mean".
+        weights: The weight of each term by name.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `radius`.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
+        >>> optimizer = gradtx.optim.Dogleg([weight])
+        >>> for _ in range(6):
+        ...     loss = optimizer.step(lambda: weight**2 - 9)
+        >>> weight.data
+        tensor([3.])
+
+    Source: as `scale_by_dogleg`. Departures: none.
+    """
     return scale_by_dogleg(**options)

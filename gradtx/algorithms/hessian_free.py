@@ -14,7 +14,7 @@ from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import Problem, problem_of
 from gradtx.curvature.solves import Damping, chosen
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
-from gradtx.curvature.trials import dot
+from gradtx.curvature.trials import LEAST, MOST, dot
 from gradtx.maths.linear_solvers import ratio
 from gradtx.rules import alias, whole_tree
 
@@ -23,7 +23,6 @@ __all__ = ["hessian_free", "scale_by_hessian_free"]
 WHO = "scale_by_hessian_free"
 # Martens 2010: the decrease of the model over the last tenth of the steps, at least 10, must be so large for each.
 PROGRESS, SHORTEST = 5e-4, 10
-LEAST, MOST = 1e-300, 1e32  # bounds of the damping
 
 
 class Inner(NamedTuple):
@@ -56,6 +55,45 @@ def scale_by_hessian_free(
     reduction: Static[Reduction] = "sum",
     weights: Static[Weights | None] = None,
 ):
+    r"""Minimize the damped quadratic model by conjugate gradients, from products with the curvature alone.
+
+    Minimizes $q(x) = x^\top (G + \lambda I) x / 2 + g^\top x$ with $G = J^\top H J$ of `scale_by_gauss_newton` (or
+    $J^\top J$), starting from `warm_start` times the last $x$; the update is $\eta x$. With `stop="martens"`, the
+    iteration ends after step i if $q_i < 0$ and $(q_i - q_{i-k}) / q_i < 0.0005 k$ with
+    $k = \max(10, \lceil i / 10 \rceil)$. With `adapt`, $\lambda$ is multiplied by 3/2 if the loss fell by less than
+    a quarter of what the model without damping predicts, by 2/3 if it fell by more than three quarters.
+
+    What to pass is that of `scale_by_gauss_newton`. No matrix is stored: a step of the iteration costs a product with
+    $J$ and one with its transpose. It owns the rate.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        damping: $\lambda > 0$, or its first value.
+        max_steps: The largest number of steps of the iteration, >= 1.
+        stop: "martens", or "never" for `max_steps`.
+        warm_start: In [0, 1].
+        adapt: Whether the damping adapts.
+        reduction: "sum" or "mean", of the squares of each term.
+        weights: The weight of each term, a dict of numbers by name, if `residual_fn` returns a dict; None for 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `solution` ($x$), shaped as the parameter;
+        with `adapt` `damping`, 0-d.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As `scale_by_gauss_newton`.
+
+    Example:
+        >>> tx = gradtx.hessian_free(damping=1e-6, adapt=False)
+        >>> params = {"x": torch.tensor([4.0, 2.0])}
+        >>> residual_fn = lambda p: torch.tensor([1.0, 3.0]) * p["x"]
+        >>> updates, _ = tx.update(params, tx.init(params), params, residual_fn=residual_fn)
+        >>> updates["x"]
+        tensor([-4.0000, -2.0000])
+
+    Source: Martens 2010, "Deep learning via Hessian-free optimization". Departures: no backtracking over iterates and
+    no preconditioner.
+    """
     checked_weights(WHO, weights)
     terms = Terms(WHO, reduction, weights)
 
@@ -144,4 +182,33 @@ def _has_converged(models: list[Tensor], i: int) -> Tensor:
 
 @alias
 def hessian_free(**options: Annotated[Any, scale_by_hessian_free]):
+    r"""Hessian-free optimization: Gauss-Newton steps for models whose matrices do not fit into memory.
+
+    The rule is in `scale_by_hessian_free`, which is all of it.
+
+    When to use: full batches or large ones, and more parameters and outputs than a factorization takes.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        damping: $\lambda > 0$, or its first value.
+        max_steps: The largest number of steps of the iteration, >= 1.
+        stop: "martens" or "never".
+        warm_start: The share of the last solution from which the iteration starts, in [0, 1].
+        adapt: Whether the damping adapts.
+        reduction: "sum" or "mean".
+        weights: The weight of each term by name.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `solution`; with `adapt` `damping`.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
+        >>> optimizer = gradtx.optim.HessianFree([weight])
+        >>> for _ in range(10):
+        ...     loss = optimizer.step(lambda: weight**2 - 9)
+        >>> weight.data
+        tensor([3.])
+
+    Source: as `scale_by_hessian_free`. Departures: as there.
+    """
     return scale_by_hessian_free(**options)

@@ -51,6 +51,53 @@ def scale_by_natural_gradient(
     max_steps: Static[Count] = 100,
     tolerance: Static[float | None] = None,
 ):
+    r"""Multiply the gradient by the inverse of a Fisher matrix of the model: $u = (F + \lambda I)^{-1} g$.
+
+    By `fisher`:
+
+    - "type2": $F = J^\top H J$ of `scale_by_gauss_newton`. For losses that are negative log-likelihoods of exponential
+      families in their natural parameters (mean squares, cross-entropy, Poisson), this is the true Fisher matrix.
+    - "sampled": $F = \frac{1}{K N} \sum_{k, i} (J_i^\top s_{ki}) (J_i^\top s_{ki})^\top$, where $s_{ki}$ is the
+      gradient of $-\log p(y \mid z_i)$ by the outputs $z_i$ for a label drawn from the model. Its mean over draws is
+      the true Fisher matrix.
+    - "empirical": $F = \frac1N \sum_i g_i g_i^\top$ with the gradients of examples, `grad_sample`. This is **no**
+      approximation of the curvature far from the minimum (Kunstner et al. 2019).
+
+    What to pass is that of `scale_by_gauss_newton`; for "sampled" outputs, and optionally `output_samples`, $s$ of
+    shape [K, N, ...]; for "empirical" gradients of examples in place of gradients, as for
+    `differentially_private_aggregate`.
+
+    Args:
+        damping: $\lambda \ge 0$.
+        fisher: "type2", "sampled" or "empirical".
+        solve: How to solve the system; all give one answer. "qr": of $[J; \sqrt{\lambda D}]$, the most accurate, for
+            residuals; "dense": Cholesky of the matrix; "kernel": in sample space, m x m, for more parameters than
+            residuals; "cg" and "lsmr" (residuals): from products with $J$ and $J^\top$ alone. "auto" chooses by sizes;
+            `optimizer.explain()` names the choice and its memory.
+        likelihood: For "sampled", what labels are drawn from: "categorical" (outputs are logits along the last
+            dimension), "gaussian" (of variance 1) or "bernoulli" (outputs are logits); None if `output_samples` is
+            passed.
+        samples: The number of draws $K \ge 1$ of each label.
+        seed: The seed of the draws.
+        max_steps: The largest number of steps of "cg" and "lsmr", >= 1.
+        tolerance: Where they stop: their residual relative to the right-hand side; None for a default of the dtype.
+
+    Returns:
+        A transformation with the shapes and dtypes of the parameters. State: with "sampled" `seed` and `counter`, 0-d.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As `scale_by_gauss_newton`; also if "sampled" has no labels to draw.
+
+    Example:
+        >>> tx = gradtx.scale_by_natural_gradient(damping=1e-6, fisher="empirical")
+        >>> params = {"w": torch.zeros(2)}
+        >>> examples = {"w": torch.tensor([[2.0, 0.0], [0.0, 4.0]])}
+        >>> updates, _ = tx.update(examples, tx.init(params), params)
+        >>> updates["w"]  # (1, 2) over (2, 8)
+        tensor([0.5000, 0.2500])
+
+    Source: Amari 1998; Martens 2020, arXiv:1412.1193; Kunstner et al. 2019, arXiv:1905.12558. Departures: none.
+    """
     terms = Terms(WHO)
 
     def init(params):
@@ -111,4 +158,40 @@ def scale_by_natural_gradient(
 def natural_gradient(
     lr=1.0, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_natural_gradient]
 ):
+    r"""Natural gradient descent, with the Fisher matrix of the model's outputs.
+
+    $p \leftarrow p - \eta u$ with $u$ of `scale_by_natural_gradient`.
+
+    When to use: small models that predict a distribution, and studies of curvature. For many parameters, K-FAC-like
+    rules such as `soap` cost less.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled.
+        damping: As in `scale_by_natural_gradient`, as are the arguments that follow.
+        fisher: "type2", "sampled" or "empirical".
+        solve: How to solve the system: "auto", "qr", "dense", "kernel", "cg" or "lsmr".
+        likelihood: What labels are drawn from: "categorical", "gaussian" or "bernoulli".
+        samples: The number of draws of each label, >= 1.
+        seed: The seed of the draws.
+        max_steps: The largest number of steps of "cg" and "lsmr".
+        tolerance: Where they stop.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: with "sampled" `seed` and `counter`.
+
+    Example:
+        >>> x, y = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.0, 1.0, 0.0])
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = gradtx.optim.NaturalGradient([weight])
+        >>> loss_of_outputs = torch.nn.functional.binary_cross_entropy_with_logits
+        >>> for _ in range(5):
+        ...     loss = optimizer.step(
+        ...         outputs_fn=lambda: x @ weight, loss_of_outputs=lambda z: loss_of_outputs(z, y)
+        ...     )
+        >>> weight.data
+        tensor([-0.3...])
+
+    Source: as `scale_by_natural_gradient`. Departures: none.
+    """
     return with_decay(scale_by_natural_gradient(**direction), weight_decay, True, lr)

@@ -40,6 +40,46 @@ def scale_by_spring(
     centered: bool = False,
     weights: Static[Weights | None] = None,
 ):
+    r"""Solve for the step in the space of samples, with momentum for what a batch does not determine: SPRING.
+
+    With $O$ the Jacobian, one row for each of N samples, and errors $e$, both divided so that $O^\top e$ is the
+    gradient, $\zeta = (O O^\top + \lambda I)^{-1} (e - \mu O \phi)$, then
+    $\phi \leftarrow O^\top \zeta + \mu \phi$, and the update is $-\min(\eta, \sqrt{c} / \lVert \phi \rVert)\, \phi$.
+
+    Pass `residual_fn` as for `scale_by_gauss_newton`, whose terms have `reduction="mean"`; or `outputs_fn` with
+    `output_grads`, what multiplies the derivatives of each output, such as the local energies of walkers for
+    $\log \psi$. With $\mu = 0$ and without a norm constraint, this is MinSR, ENGD-W and
+    `gauss_newton(solve="kernel", reduction="mean")`. It owns the rate.
+
+    Args:
+        lr: $\eta$ in [0, inf). The gradient of an energy has a factor of 2, which the rate absorbs.
+        damping: $\lambda > 0$.
+        mu: $\mu$ in [0, 1).
+        norm_constraint: $c > 0$, the largest square of the norm of a step; None for no bound.
+        centered: Whether the means over samples of $O$ and $e$ are subtracted, as for wave functions that are not
+            normalized.
+        weights: The weight of each term, a dict of numbers by name, if `residual_fn` returns a dict; None for 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `previous` ($\phi$), shaped as the
+        parameter.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As `scale_by_gauss_newton`; also if `output_grads` is missing or does not
+            fit the outputs.
+
+    Example:
+        >>> params = {"w": torch.tensor([1.0, 0.0])}
+        >>> tx = gradtx.spring(lr=1.0, damping=1e-6, mu=0.0, norm_constraint=None)
+        >>> updates, _ = tx.update(
+        ...     params, tx.init(params), params, residual_fn=lambda p: p["w"].sum()[None] - 3
+        ... )
+        >>> updates["w"]  # the shortest step to a sum of 3
+        tensor([1.0000, 1.0000])
+
+    Source: Goldshlager, Abrahamsen and Lin 2024, arXiv:2401.10190; Chen and Heyl 2023, arXiv:2302.01941; Rende et al.
+    2023, arXiv:2310.05715. Departures: none.
+    """
     checked_weights(WHO, weights)
     terms = Terms(WHO, "mean", weights)
 
@@ -49,7 +89,8 @@ def scale_by_spring(
     def update(updates, state, params, ctx):
         takes = ("residual_fn", "outputs_fn")
         problem = problem_of(ctx, params, terms, takes, has_loss=False)
-        chosen(problem, "kernel", Damping(damping), takes=("kernel",))
+        way = chosen(problem, "kernel", Damping(damping), takes=("kernel",))
+        ctx.report(way, {})
         rows, errors = _samples(problem, ctx)
         before = problem.vector(state["previous"])
         phi = _moved(rows, errors, before)
@@ -74,7 +115,8 @@ def scale_by_spring(
             rows, errors = rows / size, errors / size
         if centered:
             rows, errors = rows - rows.mean(0), errors - errors.mean()
-        return widened(rows, len(rows)), errors
+        rows = widened(rows, len(rows))
+        return rows, errors.to(rows)
 
     def _checked_grads(problem: Problem, output_grads: Tensor | None) -> Tensor:
         if output_grads is None:
@@ -97,7 +139,7 @@ def scale_by_spring(
             kernel = kernel + 1 / len(rows)
         unit = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         number = torch.as_tensor(damping, dtype=rows.dtype, device=rows.device)
-        right = errors.to(rows) - mu * (rows @ phi)
+        right = errors - mu * (rows @ phi)
         zeta = _positive_solved(kernel, number, unit, right)
         return (rows.mT @ zeta + mu * phi).to(before)
 
@@ -118,4 +160,33 @@ def _positive_solved(
 
 @alias
 def spring(**options: Annotated[Any, scale_by_spring]):
+    r"""SPRING: natural gradients in sample space with momentum, for wave functions and physics-informed fits.
+
+    The rule is in `scale_by_spring`, which is all of it.
+
+    When to use: variational Monte Carlo, with fewer samples than parameters. For a physics-informed network, use a
+    damping near 1e-8, `norm_constraint=None`, and a search of the length, as the how-to on least squares shows: the
+    defaults, those of the paper for wave functions, make hardly any progress there.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        damping: $\lambda > 0$.
+        mu: $\mu$ in [0, 1), the weight of the last step.
+        norm_constraint: The largest square of the norm of a step, > 0; None for no bound.
+        centered: Whether the means over samples are subtracted.
+        weights: The weight of each term by name.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `previous`.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
+        >>> optimizer = gradtx.optim.Spring([weight], lr=0.5, mu=0.5, norm_constraint=None)
+        >>> for _ in range(20):
+        ...     loss = optimizer.step(lambda: weight**2 - 9)
+        >>> weight.data
+        tensor([3.0...])
+
+    Source: as `scale_by_spring`. Departures: none.
+    """
     return scale_by_spring(**options)

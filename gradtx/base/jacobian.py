@@ -11,9 +11,12 @@ from torch import Tensor
 
 from gradtx.base.vectors import JointVector
 
-# Rows or columns that one batched pass computes, unless these would have more entries than `ENTRIES`.
-CHUNK = 512
-ENTRIES = 2**26
+# A batched pass computes so many rows or columns that its tensors stay in the cache of a core, or fill a GPU: those of
+# one row have an entry for each parameter, and about so many for each entry of the vector, since layers are that wide.
+WIDTH = 32
+CACHE = 2**18  # entries
+ON_DEVICE = 2**26
+LEAST_ROWS = 8
 
 
 class Jacobian:
@@ -26,6 +29,7 @@ class Jacobian:
 
     joint: JointVector
     value: Tensor
+    _bends = False  # whether a second derivative was asked for
 
     @property
     def size(self) -> tuple[int, int]:
@@ -38,10 +42,24 @@ class Jacobian:
         m, n = self.size
         return m > n
 
+    @property
+    def _entries(self) -> int:
+        """About the entries of the tensors of a pass for one row or column."""
+        m, n = self.size
+        return n + WIDTH * m
+
     @functools.cached_property
     def rows(self) -> Tensor:
         """The matrix J, of shape [m, n]."""
         return self._columns().mT if self.is_tall else self._rows()
+
+    def kept(self) -> Jacobian | None:
+        """Return it without what it is computed from, if its rows are known and no second derivative was asked for."""
+        if "rows" not in self.__dict__ or self._bends:
+            return None
+        kept = MatrixJacobian(self.rows, self.joint)
+        kept.value = self.value
+        return kept
 
     def times(self, vector: Tensor) -> Tensor:
         """Return J v for a vector of n entries."""
@@ -63,12 +81,20 @@ class Jacobian:
         raise NotImplementedError
 
 
-def _in_chunks(pass_of: Callable[[Tensor], Tensor], like: Tensor, width: int) -> Tensor:
-    """Return what batched passes make of all unit vectors of the length of `like`, results with `width` entries."""
-    length = len(like)
-    unit = torch.eye(length, dtype=like.dtype, device=like.device)
-    chunk = max(1, min(CHUNK, ENTRIES // max(width, 1)))
-    if length <= chunk:
+def _in_chunks(
+    pass_of: Callable[[Tensor], Tensor], like: Tensor, entries: int
+) -> Tensor:
+    """Return what batched passes make of all unit vectors of the length of `like`.
+
+    Args:
+        pass_of: Returns the results for the rows of a matrix.
+        like: A vector.
+        entries: The entries of the tensors of a pass for one row.
+    """
+    unit = torch.eye(len(like), dtype=like.dtype, device=like.device)
+    most = CACHE if like.device.type == "cpu" else ON_DEVICE
+    chunk = max(LEAST_ROWS, most // max(entries, 1))
+    if len(like) <= chunk:
         return pass_of(unit)
     return torch.cat([pass_of(part) for part in unit.split(chunk)])
 
@@ -113,10 +139,10 @@ class FunctionJacobian(Jacobian):
         return torch.func.jvp(slope, (self._point,), (vector,))[1]
 
     def _rows(self) -> Tensor:
-        return _in_chunks(torch.vmap(self.transposed), self.value, len(self._point))
+        return _in_chunks(torch.vmap(self.transposed), self.value, self._entries)
 
     def _columns(self) -> Tensor:
-        return _in_chunks(torch.vmap(self.times), self._point, len(self.value))
+        return _in_chunks(torch.vmap(self.times), self._point, self._entries)
 
 
 class GraphJacobian(Jacobian):
@@ -143,6 +169,7 @@ class GraphJacobian(Jacobian):
         return self._pulled_back(self._traced, vector)
 
     def second(self, vector: Tensor) -> Tensor:
+        self._bends = True
         slope = self._forward(vector, create_graph=True)
         if not slope.requires_grad:  # the vector is linear in the parameters
             return torch.zeros_like(self.value)
@@ -154,7 +181,7 @@ class GraphJacobian(Jacobian):
         def pass_of(unit: Tensor) -> Tensor:
             return self._pulled_back(self._traced, unit, is_grads_batched=True)
 
-        return _in_chunks(pass_of, self.value, sum(self.joint.sizes))
+        return _in_chunks(pass_of, self.value, self._entries)
 
     def _columns(self) -> Tensor:
         weights, pulled = self._linear
@@ -162,7 +189,7 @@ class GraphJacobian(Jacobian):
         def pass_of(unit: Tensor) -> Tensor:
             return self._derivative(pulled, weights, unit, is_grads_batched=True)
 
-        return _in_chunks(pass_of, pulled.detach(), len(self.value))
+        return _in_chunks(pass_of, pulled.detach(), self._entries)
 
     @functools.cached_property
     def _linear(self) -> tuple[Tensor, Tensor]:
@@ -231,9 +258,6 @@ class MatrixJacobian(Jacobian):
 
     def transposed(self, vector: Tensor) -> Tensor:
         return self._matrix.mT @ vector
-
-    def second(self, vector: Tensor) -> Tensor:
-        return torch.zeros_like(self.value)
 
     def _rows(self) -> Tensor:
         return self._matrix

@@ -18,10 +18,13 @@ from gradtx.arguments import (
     Positive,
     Static,
 )
+from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact
+from gradtx.base.plain import is_plain
 from gradtx.base.selectors import answer, check_signature
 from gradtx.base.tree import map_tensors
 from gradtx.combinators.frame import Frame
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.distributed.sums import total
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
@@ -437,6 +440,8 @@ def friendly_sam(
 
 # Minimum distance of a trial from the ends of a bracket, as a fraction of its width.
 EDGE = 0.1
+# How many times as long the next trial is while there is no bracket: at least, and at most.
+SHORTEST, LONGEST = 2.0, 10.0
 
 
 @combinator(needs=("params", "value_fn"))
@@ -454,15 +459,16 @@ def line_search(
 
     With the final update $u$, the loss $\varphi(a)$ at $p + a u$ and $m = \langle g, u \rangle$ over all leaves,
     "armijo" tries $a = a_0, a_0 s, a_0 s^2, \ldots$ and accepts the first with
-    $\varphi(a) \le \varphi(0) + c_1 a m$. "strong_wolfe" also requires $|\varphi'(a)| \le c_2 |m|$: it doubles $a$
-    until a bracket contains such a point, then tries the minimum of the cubic through both ends, kept a tenth of the
-    bracket away from them; if no trial satisfies both conditions, it uses the one with the lowest loss that satisfies
-    the first. The number of trials is fixed and flags select among them, so the search runs under `vmap` and compiles.
-    An optimizer created by `as_optimizer` stops at the first accepted trial.
+    $\varphi(a) \le \varphi(0) + c_1 a m$. "strong_wolfe" also requires $|\varphi'(a)| \le c_2 |m|$: until a bracket
+    contains such a point, it goes on to the minimum of the cubic through the last two trials, at least twice and at
+    most ten times as far; then it tries the minimum of the cubic through both ends, kept a tenth of the bracket away
+    from them. If no trial satisfies both conditions, it uses the one with the lowest loss that satisfies the first. The
+    search ends with the first accepted trial, under `vmap` with that of the last member, for which the host waits.
+    Where it cannot, in compiled and captured graphs, all trials run, with the same result.
 
     The caller passes `value_fn`, a function of the parameters that returns the loss of this batch; a torch optimizer
     calls its closure instead, never twice at one point within `step(closure, max_iter=20)`. All trials use the same
-    batch. If `value` is also passed, it is used as $\varphi(0)$.
+    batch. If `value` is also passed, it is used as $\varphi(0)$, which saves one loss a step.
 
     Args:
         tx: The optimizer whose updates are scaled, such as `lbfgs()`.
@@ -576,8 +582,19 @@ class Line:
         return value <= self.value + self.c1 * length * self.slope
 
     def is_over(self, is_found: Tensor) -> bool:
-        """Whether no further trial is needed, if the host may read `is_found`."""
-        return self.ctx.counts_on_host and bool(is_found)
+        """Whether no further trial is needed, under `vmap` by no member; False where the host cannot know.
+
+        It waits for a device, since a trial takes longer.
+        """
+        if self.ctx.counts_on_host:
+            return bool(is_found)
+        if _torch.is_intercepted():
+            return False
+        values = _torch.below_transforms(full_tensor(is_found))
+        is_known = is_plain(values) and not values.is_meta
+        if not is_known or _torch.is_captured(values.device):
+            return False
+        return bool(values.all())
 
 
 def backtracked(line: Line, first: Tensor, max_steps: int, shrink) -> Tensor:
@@ -626,25 +643,40 @@ def wolfe(line: Line, first: Tensor, max_steps: int, c2) -> Tensor:
         turns = ~too_far & (
             slope * torch.where(bracketed, high.length - low.length, 1.0) >= 0
         )
+        last = low
         new_high = trial.where(too_far, low.where(turns, high))
         new_low = low.where(too_far, trial)
         low, high = low.where(is_found, new_low), high.where(is_found, new_high)
         bracketed, is_found = bracketed | too_far | turns, is_found | flat
         if line.is_over(is_found):
             break
-        length = torch.where(bracketed, _between(low, high), 2 * length)
+        length = torch.where(bracketed, _between(low, high), _beyond(last, low))
     return low.length
 
 
 def _between(low: End, high: End) -> Tensor:
     """Return the minimum of the cubic through both ends, clamped between them; the midpoint if there is no minimum."""
-    width = high.length - low.length
+    share = _lowest(low, high, 0.5).clamp(EDGE, 1 - EDGE)
+    return low.length + share * (high.length - low.length)
+
+
+def _beyond(last: End, end: End) -> Tensor:
+    """Return the minimum of the cubic through the last two trials as far as it is ahead; the longest if none is."""
+    share = _lowest(last, end, 0.0)
+    ahead = last.length + share * (end.length - last.length)
+    longest = LONGEST * end.length
+    length = torch.where(share > 1, ahead, longest)
+    return length.clamp(SHORTEST * end.length, longest)
+
+
+def _lowest(start: End, end: End, otherwise: float) -> Tensor:
+    """Return where the cubic through both ends is lowest, as a share of the way; `otherwise` if it has no minimum."""
+    width = end.length - start.length
     safe = torch.where(width == 0, 1.0, width)
-    bend = low.slope + high.slope - 3 * (high.value - low.value) / safe
-    square = bend.square() - low.slope * high.slope
+    bend = start.slope + end.slope - 3 * (end.value - start.value) / safe
+    square = bend.square() - start.slope * end.slope
     root = torch.where(square > 0, square, 1.0).sqrt() * width.sign()
-    bottom = high.slope - low.slope + 2 * root
-    share = 1 - (high.slope + root - bend) / torch.where(bottom == 0, 1.0, bottom)
+    bottom = end.slope - start.slope + 2 * root
+    share = 1 - (end.slope + root - bend) / torch.where(bottom == 0, 1.0, bottom)
     usable = (square > 0) & (bottom != 0) & share.isfinite()
-    share = torch.where(usable, share, 0.5).clamp(EDGE, 1 - EDGE)
-    return low.length + share * width
+    return torch.where(usable, share, otherwise)

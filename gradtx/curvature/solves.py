@@ -286,8 +286,7 @@ def _by_cg(way: Chosen, problem: Problem, damping: Damping, right: Tensor) -> So
         way.max_steps,
     )
     report = linear_solvers.cg_with_report(system)
-    measured = {"products": report.steps, "relative_residual": report.relative}
-    return Solution(report.x, _no(right), measured)
+    return Solution(report.x, _no(right), _progress(way, report))
 
 
 def _by_lsmr(
@@ -307,8 +306,7 @@ def _by_lsmr(
         tolerance=_tolerance(way, right),
         max_steps=way.max_steps,
     )
-    measured = {"products": report.steps, "relative_residual": report.relative}
-    return Solution(scaled(report.x), _no(right), measured)
+    return Solution(scaled(report.x), _no(right), _progress(way, report))
 
 
 _SOLVES: dict[str, Callable[[Chosen, Problem, Damping, Tensor], Solution]] = {
@@ -330,6 +328,15 @@ def widened(rows: Tensor, size: int) -> Tensor:
     """Return J in float64, unless the matrix that follows is large, or the device has none."""
     is_small = size <= MOST_IN_FLOAT64 and rows.device.type != "mps"
     return rows.to(torch.float64) if is_small else rows
+
+
+def _progress(way: Chosen, report: linear_solvers.Report) -> dict[str, Tensor]:
+    """Return how far an iteration came."""
+    return {
+        "products": report.steps,
+        "max_steps": torch.tensor(way.max_steps),
+        "relative_residual": report.relative,
+    }
 
 
 def _condition(diagonal: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact_dtype
 from gradtx.curvature.problem import Problem
 
+LEAST, MOST = 1e-300, 1e32  # bounds of a damping that adapts
+
 
 class Trial(NamedTuple):
     """A step that was tried.
@@ -29,7 +31,7 @@ class Trial(NamedTuple):
 
     def report(self) -> dict[str, Tensor]:
         """Return what `watch` shows."""
-        return {"gain": self.gain, "taken": self.taken}
+        return {"gain": self.gain, "rejected": ~self.taken & ~self.idle}
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:

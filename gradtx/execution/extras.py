@@ -18,6 +18,8 @@ from gradtx.execution.execute import Leaf
 
 # Extras of every chain that are functions, and their results.
 FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
+# The kinds of extras that are functions from which a link computes the gradient.
+FUNCTION_KINDS = frozenset(("function", "function?"))
 # What a link that computes the gradient from another function tells later links of the loss.
 FOLLOWING = ("value", "value_fn")
 
@@ -35,7 +37,7 @@ def check_extras(
             raise TypeError(
                 f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}"
             )
-    has_functions = any(is_function(kinds[name]) for name in extras)
+    has_functions = not FUNCTION_KINDS.isdisjoint(map(kinds.get, extras))
     for typed, _, need in needs:
         if need == "params":
             if params is None:
@@ -49,11 +51,6 @@ def check_extras(
             more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
             raise ValueError(f"{typed} needs {need}: call {call}{more})")
     return kinds
-
-
-def is_function(kind: str) -> bool:
-    """Whether an extra of this kind is a function from which a link computes the gradient."""
-    return kind.startswith("function")
 
 
 def is_by_leaf(kind: str) -> bool:
@@ -80,7 +77,7 @@ def split_extras(
             trees[name] = _tree.match(value, names, name, "updates")
             if kinds[name] == "examples":
                 check_examples(name, trees[name])
-        elif is_function(kinds[name]):
+        elif kinds[name] in FUNCTION_KINDS:
             scalars[name] = _function(name, value)
         elif kinds[name].startswith("tensors"):
             scalars[name] = _tensors(name, value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from gradtx.base.errors import Path
 from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.groups import Values
 from gradtx.optim.outline import ChainTraits
@@ -73,6 +74,8 @@ class Core:
         agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
         last_counts: The counts after the last step (`LastCounts`), if they are known.
         defaults: The optimizer's `defaults`, as it was made with.
+        alone: The names of the parameters that the last step of a chain without plans has updated, each alone.
+        ways: How its rules for whole trees have computed, in words, by path.
         watch: Sees the steps (`gradtx.watch`), if any does; a copy of the optimizer has none.
     """
 
@@ -89,6 +92,8 @@ class Core:
     agreed: list[Values] = field(default_factory=list[Values])
     last_counts: Any = None
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+    alone: list[str] = field(default_factory=list[str])
+    ways: dict[Path, str] = field(default_factory=dict[Path, str])
     watch: StepWatch | None = None
 
     def __getstate__(self) -> dict[str, Any]:

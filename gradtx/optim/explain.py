@@ -64,10 +64,12 @@ class Explanation(list[Way]):
         launches: The launches of kernels in each step, of parameters that kernels update.
         bytes: The bytes that these read and write.
         least_bytes: What they had to move if each tensor were read once and written once.
+        solves: How links have solved their linear systems, with the memory of these, by the link's place in the state.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.solves: dict[str, str] = {}
         self.launches: list[Launch] = []
 
     @property
@@ -88,6 +90,7 @@ class Explanation(list[Way]):
             parameters = "parameter" if len(names) == 1 else "parameters"
             because = f": {reason}" if reason else ""
             lines.append(f"{way}: {len(names)} {parameters} ({shown}){because}")
+        lines.extend(f"{link}: {solve}" for link, solve in self.solves.items())
         lines.extend(map(str, self.launches))
         if self.launches:
             total, least = map(in_bytes, (self.bytes, self.least_bytes))
@@ -121,6 +124,9 @@ def explain(core: Core) -> Explanation:
             absent.update(member.name for member in plan.absent)
     for name in absent:
         reasons.pop(name, None)
+    for name in core.alone:
+        reasons[name] = core.traits.refusal
+    explanation.solves = {".".join(path): way for path, way in core.ways.items()}
     for member in core.members.by_param.values():
         way, reason = ways.get(member.name), reasons.get(member.name)
         if way is None and member.count_in(core.states.of(member.param)) == 0:

@@ -62,7 +62,13 @@ from gradtx.optim.own_gradients import (
     mark_read,
 )
 from gradtx.optim.parameters import Members
-from gradtx.optim.run import Extras, MemoizedClosure, Weights, check_closure
+from gradtx.optim.run import (
+    Extras,
+    MemoizedClosure,
+    RepeatedResiduals,
+    Weights,
+    check_closure,
+)
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
 from gradtx.plans.hyperparameters import each_item
@@ -274,7 +280,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             closure: Computes the loss and its gradients and returns the loss; links may call it again.
             max_iter: Number of updates with this closure, which then must not change its data. Each update starts with
                 the loss and gradients that a line search has already computed there. Updates end early if one of them
-                moves no parameter.
+                moves no parameter, unless the closure returns residuals: a rejected trial moves none.
             consume_gradients: Whether to set each `.grad` to None as soon as it is used, so that temporary tensors can
                 reuse its memory. After the step all are None, also if a GradScaler skipped it.
             **extras: Inputs of links other than gradients. Extras by leaf are lists in parameter order or dicts by
@@ -337,12 +343,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: max_iter={max_iter!r} must be an int of at least 1, and needs a closure"
             )
         params = params_of(self.param_groups)
-        memoized = MemoizedClosure(closure, params)
+        takes_residuals = self._core.traits.closure_extra == "residual_fn"
+        repeated: Callable[[], Any] = MemoizedClosure(closure, params)
+        if takes_residuals:
+            repeated = RepeatedResiduals(closure)
         losses = []
         for _ in range(max_iter):
             before = Weights(params)
-            losses.append(self._step(memoized, consume_gradients, dict(extras)))
-            if before.are_present():
+            losses.append(self._step(repeated, consume_gradients, dict(extras)))
+            # A trial that is rejected is followed by another one with more damping.
+            if before.are_present() and not takes_residuals:
                 break
         return losses[0]
 

@@ -14,7 +14,7 @@ from gradtx.base.errors import Path
 from gradtx.base.plain import DEVICE, DTYPE, SHAPE, TYPES, is_plain
 from gradtx.base.recent import ProgramsOfChains, Recent
 from gradtx.execution.execute import Leaf, Route
-from gradtx.execution.extras import is_function
+from gradtx.execution.extras import FUNCTION_KINDS
 from gradtx.execution.traits import Traits
 from gradtx.optim.groups import has_any
 from gradtx.optim.run import Kinds, OptimizerRun, TensorKind, kinds_of, zero_steps
@@ -142,7 +142,7 @@ class Outline:
                 need in ("grad_fn", "value_fn") and link != "estimate_gradient"
                 for _, link, need in requirements
             )
-            or any(map(is_function, kinds.values())),
+            or not FUNCTION_KINDS.isdisjoint(kinds.values()),
             needs_host_counts="hessian_diag" in needs or not of_links.compiles,
         )
 

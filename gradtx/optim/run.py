@@ -319,6 +319,34 @@ class Weights:
         return not total(differences)  # over all shards, so that all ranks decide alike
 
 
+class RepeatedResiduals:
+    """A closure that returns residuals, whose Jacobian is kept where a trial step was rejected."""
+
+    def __init__(self, closure: Callable[[], Any]):
+        self._closure = closure
+        self._sources: list[Tensor] = []
+        self._weights: Weights | None = None
+        self._jacobian: Jacobian | None = None
+
+    def __call__(self) -> Any:
+        return self._closure()
+
+    def keep(self, jacobian: Jacobian, sources: list[Tensor]) -> None:
+        """Keep the Jacobian at the present weights."""
+        self._jacobian, self._sources = jacobian, sources
+        self._weights = Weights(sources)
+
+    def jacobian_at(self, sources: list[Tensor]) -> Jacobian | None:
+        """Return the Jacobian if the weights are those of the last step, and if it was computed as a matrix."""
+        if self._jacobian is None or self._weights is None:
+            return None
+        are_same = list(map(id, sources)) == list(map(id, self._sources))
+        if not are_same or not self._weights.are_present():
+            return None
+        # The graph is of no use any more: trials have written the weights.
+        return self._jacobian.kept()
+
+
 class MemoizedClosure:
     """A closure that is not called again at the weights of the lowest loss, where line searches end."""
 
@@ -443,10 +471,14 @@ class OptimizerRun(Run):
         finish: Callable[[Any], Tensor],
         params: Leaves,
     ) -> Jacobian:
+        function = self.functions[extra]
         by_name = {member.name: param for param, member in self._members.items()}
         sources = [by_name[name] for name in params]
+        keeps = isinstance(function, RepeatedResiduals)
+        if keeps and function.jacobian_at(sources) is not None:
+            return function.jacobian_at(sources)
         with self._hidden_gradients():
-            vector = finish(self.functions[extra]())
+            vector = finish(function())
             self._check_no_backward(extra)
         if not vector.requires_grad:
             raise RuntimeError(
@@ -455,7 +487,10 @@ class OptimizerRun(Run):
             )
         # All products have the wider of the two dtypes.
         joint = JointVector(list(params.values()), vector.dtype)
-        return GraphJacobian(vector.to(joint.dtype), sources, joint)
+        jacobian = GraphJacobian(vector.to(joint.dtype), sources, joint)
+        if keeps:
+            function.keep(jacobian, sources)
+        return jacobian
 
     def evaluated(
         self,

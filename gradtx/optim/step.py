@@ -311,8 +311,8 @@ class Step:
 
     def apply(self) -> None:
         """Compute the step and write its results."""
-        core = self.core
-        if core.traits.prepares:
+        core, traits = self.core, self.core.traits
+        if traits.prepares:
             self._estimate()
         bundles, alone = self._planned()
         execution = StepExecution(self)
@@ -332,6 +332,9 @@ class Step:
             if last_counts is not None:
                 last_counts.note(self)
         core.last_counts = last_counts
+        if traits.calls_again:
+            core.alone = [member.name for member in alone]
+            core.ways = self.run.ways
         for settings in self.groups:
             if settings.shown:
                 settings.show(self.counts.shown)

@@ -13,6 +13,7 @@ from gradtx.watching import (
     faults_of_losses,
     faults_of_rates,
     faults_of_schedules,
+    faults_of_solves,
 )
 from gradtx.watching.findings import Evidence, Finding, Findings
 
@@ -36,6 +37,9 @@ FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     faults_of_links.decay_of_norms_and_biases,
     faults_of_links.eps_that_decides,
     faults_of_links.codes_that_saturate,
+    faults_of_solves.trials_that_are_rejected,
+    faults_of_solves.dampings_at_a_bound,
+    faults_of_solves.products_that_end_too_early,
     faults_of_leaves.gradients_that_add_up,
     faults_of_leaves.leaves_without_a_gradient,
     faults_of_leaves.dead_leaves,
@@ -44,6 +48,14 @@ FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     faults_of_leaves.leaves_with_the_same_memory,
     faults_of_leaves.matrices_with_the_wrong_rule,
     faults_of_leaves.averages_without_an_evaluation,
+)
+
+# What no rate of the user decides: a trial that is rejected is a step of 0, and the first ones may be long.
+OF_RATES = (
+    faults_of_rates.rate_too_large,
+    faults_of_rates.rate_too_small,
+    faults_of_rates.rate_zero,
+    faults_of_rates.rates_unequal,
 )
 
 # Kinds that may merely follow a worse fault, and are found again once that is mended.
@@ -58,8 +70,10 @@ def findings_of(seen: Any, model: nn.Module | None = None) -> Findings:
     if not (seen.samples or findings):
         seen._check_measured("diagnose")
     if seen.samples:
+        has_trials = faults_of_solves.has_trials(evidence)
         for fault in FAULTS:
-            findings += fault(evidence)
+            if not (has_trials and fault in OF_RATES):
+                findings += fault(evidence)
     if any(finding.severity >= A_CAUSE for finding in findings):
         findings = [finding for finding in findings if finding.kind not in FOLLOW]
     return Findings(findings, len(seen.samples))

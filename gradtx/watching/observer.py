@@ -177,10 +177,11 @@ class LinkObserver:
                 return passage.square
             name = f"{name}.enter"
         if operation.traits.makes_gradient:
-            self._gradients[leaf.name] = leaf.update
-            self._common[leaf.name]["gradient"] = self._sums[leaf.name].square(
-                leaf.update
-            )
+            self._gradients[leaf.name] = leaf.grad
+            square = self._sums[leaf.name].square(leaf.grad)
+            self._common[leaf.name]["gradient"] = square
+            if leaf.grad is not leaf.update:  # it has made a direction of it, too
+                passage.square = square
         row = self._row(leaf, leaf.update)
         link = self._stages[leaf.name].get(operation.path)
         if link is not None:

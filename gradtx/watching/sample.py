@@ -36,6 +36,7 @@ class Sample:
         earlier: The leaves that had a gradient in the step before this one, and the squares of samples of these, if
             that step is known and was not measured.
         order: The leaves whose rows come first, in their order.
+        solves: What links with a linear system have measured of it, by link.
 
     Attributes:
         step, groups, loss, without_gradient, at_call, micro_batches, kept: As above.
@@ -55,7 +56,9 @@ class Sample:
         kept: Tensor | None = None,
         earlier: tuple[list[str], Tensor] | None = None,
         order: Sequence[str] = (),
+        solves: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
+        self._solves = {} if solves is None else solves
         self.kept = kept
         self._earlier = earlier
         self.micro_batches = micro_batches
@@ -88,6 +91,14 @@ class Sample:
     def figures(self) -> dict[str, list[float]]:
         """Each figure of each row."""
         return figures_of(self.sums)
+
+    @functools.cached_property
+    def solves(self) -> dict[str, dict[str, float]]:
+        """What links with a linear system have measured of it, by link."""
+        return {
+            link: {name: float(value) for name, value in measured.items()}
+            for link, measured in self._solves.items()
+        }
 
     @functools.cached_property
     def of_links(self) -> dict[str, dict[str, float]]:

@@ -194,6 +194,15 @@ class Seen:
         return records
 
     @property
+    def solves(self) -> list[dict[str, Any]]:
+        """A dict for each measured step and link with a linear system: `step`, `link`, and what `watch` lists."""
+        return [
+            {"step": sample.step, "link": link, **measured}
+            for sample in self.samples
+            for link, measured in sample.solves.items()
+        ]
+
+    @property
     def losses(self) -> list[float]:
         """The loss of each measured step; NaN where it is not known."""
         return [sample.loss_or_nan() for sample in self.samples]
@@ -218,7 +227,7 @@ class Seen:
                 if link in sample.of_links
             ]
             table.append([link, *(_median_of(rows, name) for name in SHOWN)])
-        return "\n  ".join([head, *_with_names_left(table)])
+        return "\n  ".join([head, *_with_names_left(table), *_solves_in_words(self)])
 
     def table(self) -> str:
         """Return the medians of each leaf's steps as a table, the largest update / weight first.
@@ -437,11 +446,35 @@ def _logged_values(sample: Sample) -> dict[str, float]:
     values = {"watch/loss": sample.loss_or_nan()}
     for name, number in sample.groups.items():
         values[f"watch/group/{name}"] = number
-    for kind, rows in (("link", sample.of_links), ("leaf", sample.of_leaves)):
+    kinds = (
+        ("link", sample.of_links),
+        ("link", sample.solves),
+        ("leaf", sample.of_leaves),
+    )
+    for kind, rows in kinds:
         for owner, row in rows.items():
             for name, value in row.items():
                 values[f"watch/{kind}/{owner}/{name}"] = value
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _solves_in_words(seen: Seen) -> list[str]:
+    """Return a line for each link with a linear system: the first and last values, and how many trials failed."""
+    by_link: dict[str, list[dict[str, Any]]] = {}
+    for record in seen.solves:
+        by_link.setdefault(record["link"], []).append(record)
+    lines: list[str] = []
+    for link, records in by_link.items():
+        parts: list[str] = []
+        for name in ("damping", "radius", "condition", "products"):
+            if name in records[-1]:
+                first, last = records[0].get(name, math.nan), records[-1][name]
+                parts.append(f"{name} {first:.2g} to {last:.2g}")
+        if "rejected" in records[-1]:
+            rejected = sum(map(bool, (record["rejected"] for record in records)))
+            parts.append(f"{rejected} of {len(records)} trials rejected")
+        lines.append(f"{link}: {', '.join(parts)}")
+    return lines
 
 
 def _median_of(rows: list[dict[str, float]], name: str) -> str:

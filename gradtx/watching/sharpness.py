@@ -215,6 +215,7 @@ def _check(
         tx = tx._up_to_date().members.tx
     if tx is not None:
         check_transformation("sharpness", "tx", tx)
+        _check_gradient(tx)
         if "lr" not in {name.rpartition(".")[2] for name in tx.hyperparams}:
             raise ValueError(
                 "sharpness: the chain has no learning rate; add scale_by_learning_rate to it"
@@ -223,6 +224,16 @@ def _check(
         raise ValueError("sharpness: a state needs its chain: pass tx= as well")
     for name, value in (("k", k), ("iterations", iterations)):
         check_count(f"sharpness: {name}", value)
+
+
+def _check_gradient(tx: GradientTransformation) -> None:
+    """Check that the steps of a chain follow from the gradient, whose response decides on stability."""
+    for link in tx._every_link():
+        if "makes gradient" in link._effects:
+            raise ValueError(
+                f"sharpness: the step of {link._name} is no function of the gradient alone; pass a chain without "
+                "it, or none"
+            )
 
 
 # Vectors have the entries of all leaves, in float64.

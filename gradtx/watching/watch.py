@@ -51,6 +51,11 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
       of a rule that waits for sums, and for that of a rule of your own that no program runs;
     - `crushed`, of a link with coded state, the share of the entries that receive something and have the smallest code.
 
+    Of links that solve a linear system, as `gauss_newton` and `levenberg_marquardt`, `seen.solves` has for each
+    measured step what they measure: `damping` or `radius`, `gain` (the decrease of the loss over the predicted one),
+    `rejected` (1 for a trial that is not taken), `products` and `relative_residual` of "cg" and "lsmr", `condition` of
+    others.
+
     The row "step" is that of the whole chain: from gradient to update, also with `lost`, the share of moving entries
     whose weight rounds to what it was, and `cos_last`, the cosine with the update of the step before, in a sample of
     4096 entries of each leaf.
@@ -212,6 +217,9 @@ class Watcher:
         cycle, self._cycle, self._observed = self._cycle, Cycle(), None
         micro_batches = cycle.note(observer.rows, observer.links)
         loss = step.scalars.get("value")
+        run = step.made_run
+        if loss is None and run is not None:
+            loss = run.estimated_loss  # of a closure that calls no backward
         if isinstance(loss, Tensor):
             loss = loss.detach()  # a graph would keep all weights and activations
         updates = step.counts.updates
@@ -228,6 +236,7 @@ class Watcher:
             observed.kept,
             observed.earlier,
             observer.order,
+            {} if run is None else _by_link(run.measured),
         )
         seen = self._seen
         seen._add(sample, observer.links)
@@ -275,6 +284,16 @@ class LinksOf:
             tx = settings.chain(settings.values(), device)
             self._links[group, device] = links_by_stage(tx, leaf.run.stages)
         return self._links[group, device]
+
+
+def _by_link(
+    measured: Mapping[Path, Mapping[str, Tensor]],
+) -> dict[str, dict[str, Tensor]]:
+    """Return what links have measured by their names, without graphs."""
+    return {
+        ".".join(path): {name: value.detach() for name, value in values.items()}
+        for path, values in measured.items()
+    }
 
 
 def _weights_of(step: Step) -> dict[str, Tensor]:

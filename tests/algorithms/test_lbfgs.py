@@ -1,11 +1,14 @@
+import contextlib
 import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
+from tests.conformance import assert_close
 from tests.matrix_problem import SEEDS
 from tests.references import RATE, Transformed, TreeLoop, compare, compare_trees, named
 
@@ -306,9 +309,9 @@ def test_the_loss_at_the_parameters_may_be_passed():
 
     tx = gradtx.line_search(gradtx.sgd(lr=0.01), max_steps=3)
     with_value = run(Searching(tx, counted, value=loss), 0, 2)
-    assert len(calls) == 6
+    assert len(calls) == 2  # the first trial of each step is accepted
     compare(run(Searching(tx, counted), 0, 2), with_value, 0.0)
-    assert len(calls) == 6 + 8
+    assert len(calls) == 2 + 4
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -368,6 +371,229 @@ def test_a_search_runs_under_vmap(conditions):
     scales = torch.tensor([0.5, 3.0], dtype=torch.float64)
     together = torch.vmap(train)(scales)
     torch.testing.assert_close(together, torch.stack([train(scale) for scale in scales]), rtol=1e-9, atol=1e-11)
+
+
+# A search stops at the first accepted trial.
+
+C2 = 0.3  # rather flat, so that searches go on beyond first trials of some lengths
+
+
+def lowest_of_cubic(start, end):
+    """Where the cubic through two ends (length, loss, slope) has its minimum; None if it has none."""
+    (a, f, f_slope), (b, h, h_slope) = start, end
+    bend = f_slope + h_slope - 3 * (h - f) / (b - a)
+    square = bend**2 - f_slope * h_slope
+    if square <= 0:
+        return None
+    root = math.copysign(square**0.5, b - a)
+    return b - (b - a) * (h_slope + root - bend) / (h_slope - f_slope + 2 * root)
+
+
+def between(low, high):
+    lowest = lowest_of_cubic(low, high)
+    ends = sorted((low[0], high[0]))
+    width = ends[1] - ends[0]
+    middle = ends[0] + width / 2
+    return min(max(middle if lowest is None else lowest, ends[0] + width / 10), ends[1] - width / 10)
+
+
+def beyond(last, end):
+    lowest, length = lowest_of_cubic(last, end), end[0]
+    return 10 * length if lowest is None or lowest <= length else min(max(lowest, 2 * length), 10 * length)
+
+
+def armijo(at, value, slope, max_steps):
+    """The accepted length, and the number of trials."""
+    for i in range(max_steps):
+        if at(0.5**i)[0] <= value + 1e-4 * 0.5**i * slope:
+            return 0.5**i, i + 1
+    return 0.0, max_steps
+
+
+def strong_wolfe(at, value, slope, max_steps):
+    """The accepted length, or the one of lowest loss, and the number of trials."""
+    low, high, a = (0.0, value, slope), None, 1.0
+    last = low
+    for i in range(max_steps):
+        there, steepness = at(a)
+        if there > value + 1e-4 * a * slope or there >= low[1]:
+            high = a, there, steepness
+        elif abs(steepness) <= C2 * abs(slope):
+            return a, i + 1
+        else:
+            if steepness * (1.0 if high is None else high[0] - low[0]) >= 0:
+                high = low
+            last, low = low, (a, there, steepness)
+        a = beyond(last, low) if high is None else between(low, high)
+    return low[0], max_steps
+
+
+REFERENCES = {"armijo": armijo, "strong_wolfe": strong_wolfe}
+
+
+def banana(p):
+    """Rosenbrock's function."""
+    return (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2
+
+
+def point(x, y):
+    return {"x": torch.tensor(x, dtype=torch.float64), "y": torch.tensor(y, dtype=torch.float64)}
+
+
+class Bananas:
+    """Steps down Rosenbrock's function, and the number of trials of each."""
+
+    def __init__(self, conditions, tx):
+        self.tx = gradtx.line_search(tx, conditions=conditions, max_steps=20, c2=C2)
+        self.trials, self.sizes = [], []
+
+    def train(self, params, steps=12):
+        state = self.tx.init(params)
+        for _ in range(steps):
+            params, state = self.step(params, state)
+        return params
+
+    def step(self, params, state):
+        grads, value = torch.func.grad_and_value(banana)(params)
+        self.trials.append(0)
+        updates, state = self.tx.update(grads, state, params, value=value, value_fn=self.counted)
+        self.sizes.append(state["line_search"]["step_size"])
+        return gradtx.apply_updates(params, updates), state
+
+    def counted(self, params):
+        self.trials[-1] += 1
+        return banana(params)
+
+
+class Tracing(TorchDispatchMode):
+    """Sees all operations, as whoever records them in a graph does: a search must have all trials then."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **kwargs or {})
+
+
+both_conditions = pytest.mark.parametrize("conditions", REFERENCES)
+# First trials of many lengths.
+each_rate = pytest.mark.parametrize("rate", [1e-7, 1e-4, 2e-3, 1.0])
+
+
+def follows_the_reference(conditions, tx):
+    """Take steps, and return the numbers of trials."""
+    search, params = Bananas(conditions, tx), point(-1.2, 1.0)
+    state, state_of_tx = search.tx.init(params), tx.init(params)
+    for step in range(12):
+        grads, value = torch.func.grad_and_value(banana)(params)
+        updates, state_of_tx = tx.update(grads, state_of_tx, params)
+        slope = sum((grads[name] * updates[name]).item() for name in params)
+
+        def at(length):
+            moved = {name: params[name] + length * updates[name] for name in params}  # noqa: B023
+            there, value = torch.func.grad_and_value(banana)(moved)
+            return value.item(), sum((there[name] * updates[name]).item() for name in params)  # noqa: B023
+
+        length, trials = REFERENCES[conditions](at, value.item(), slope, 20)
+        params, state = search.step(params, state)
+        assert search.sizes[step].item() == pytest.approx(length, rel=1e-9)
+        assert search.trials[step] == trials
+    return search.trials
+
+
+@both_conditions
+@each_rate
+def test_a_pure_search_stops_at_the_first_accepted_trial(conditions, rate):
+    trials = follows_the_reference(conditions, gradtx.sgd(rate))
+    assert max(trials) < 20
+    is_too_short = rate <= 1e-4 and conditions == "strong_wolfe"
+    assert (max(trials) > 2) == (is_too_short or rate == 1.0)
+
+
+@both_conditions
+def test_a_pure_search_of_lbfgs_needs_one_trial_in_many_steps(conditions):
+    trials = follows_the_reference(conditions, gradtx.lbfgs())
+    assert min(trials) == 1
+    assert sum(trials) < 3 * 12
+
+
+@contextlib.contextmanager
+def capturing():
+    """Pretend that a CUDA graph is being captured, which refuses reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradtx.base.torch_names.is_captured", lambda device: True)
+        yield
+
+
+@both_conditions
+@each_rate
+@pytest.mark.parametrize("recording", [Tracing, capturing])
+def test_a_pure_search_equals_all_trials_bit_for_bit(conditions, rate, recording):
+    search, start = Bananas(conditions, gradtx.sgd(rate, momentum=0.5)), point(-1.2, 1.0)
+    stopped = search.train(start)
+    assert min(search.trials) < 20
+    search.trials.clear()
+    with recording():
+        compare_trees(search.train(start), stopped, 0.0)
+    assert search.trials == [20] * 12
+
+
+@both_conditions
+def test_under_vmap_a_search_ends_with_that_of_the_last_member(conditions):
+    members = [point(-1.2, 1.0), point(3.0, 0.5), point(0.2, 0.1)]
+    together = Bananas(conditions, gradtx.lbfgs())
+    stacked = torch.vmap(together.train)({name: torch.stack([member[name] for member in members]) for name in "xy"})
+    each = []
+    for i, member in enumerate(members):
+        alone = Bananas(conditions, gradtx.lbfgs())
+        compare_trees({name: value[i] for name, value in stacked.items()}, alone.train(member), 1e-9)
+        each.append(alone.trials)
+    assert together.trials == [max(trials) for trials in zip(*each, strict=True)]
+    assert len(set(map(tuple, each))) == 3
+
+
+@both_conditions
+@each_rate
+def test_under_vmap_members_have_the_bits_that_they_have_alone(conditions, rate):
+    tx = gradtx.sgd(rate)
+    members = [point(-1.2, 1.0), point(3.0, 0.5)]
+    stacked = {name: torch.stack([member[name] for member in members]) for name in "xy"}
+    together = torch.vmap(Bananas(conditions, tx).train)(stacked)
+    for i, member in enumerate(members):
+        compare_trees({name: value[i] for name, value in together.items()}, Bananas(conditions, tx).train(member), 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
+@both_conditions
+@pytest.mark.parametrize("rate", [0.05, 1.0, 30.0])
+def test_a_search_that_stops_has_the_derivatives_of_all_trials(conditions, rate):
+    """By autograd, and by `grad` and `jvp`; a difference quotient agrees."""
+    search = Bananas(conditions, gradtx.lbfgs(rate))
+
+    def end(x):
+        return search.train({"x": x, "y": torch.ones_like(x)}, steps=2)["y"]
+
+    x = torch.tensor(-1.2, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(end(x), x)
+    assert max(search.trials) < 20
+    x = x.detach()
+    with Tracing():
+        expected = torch.func.grad(end)(x)
+    assert search.trials[-2:] == [20] * 2
+    assert_close(slope, expected, 1e-9)
+    assert_close(torch.func.grad(end)(x), expected, 1e-9)
+    assert_close(torch.func.jvp(end, (x,), (torch.ones_like(x),))[1], expected, 1e-9)
+    assert_close((end(x + 1e-5) - end(x - 1e-5)) / 2e-5, expected, 1e-4)
+
+
+def test_minimize_needs_few_losses_with_a_search():
+    calls = []
+
+    def loss(params):
+        calls.append(1)
+        return banana(params)
+
+    tx = gradtx.line_search(gradtx.lbfgs(), conditions="strong_wolfe")
+    result = gradtx.minimize(tx, loss, point(-1.2, 1.0), steps=100, until=1e-8)
+    compare_trees(result, point(1.0, 1.0), 1e-8)
+    assert len(calls) < 100
 
 
 @pytest.mark.slow
