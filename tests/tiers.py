@@ -49,6 +49,11 @@ def _estimates_nothing(case: Case) -> bool:
     return not conformance.is_estimate(case)
 
 
+def _takes_gradients(case: Case) -> bool:
+    """Whether it takes gradients, rather than a function of the parameters, which it may call at other ones too."""
+    return not conformance.functions(case.example)
+
+
 def _rounds_nothing(case: Case) -> bool:
     return not case.example._rounds
 
@@ -124,6 +129,8 @@ def _third(i: int) -> Callable[[], list[Case]]:
 # A plus joins two sets.
 SETS: dict[str, Callable[[], list[Any]]] = {
     "all": conformance.all_cases,
+    # Dynamo does not trace a Jacobian and its factorizations.
+    "all that take gradients": _some(conformance.all_cases, _takes_gradients),
     "plain": conformance.plain_cases,
     "lean": conformance.lean_cases,
     "costly": conformance.costly_cases,
@@ -136,6 +143,7 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "one of each kind": _named(conformance.all_cases, ONE_OF_EACH_KIND),
     "chosen aliases": conformance.chosen_aliases,
     "plain aliases": _plain_aliases,
+    "plain aliases that take gradients": _some(_plain_aliases, _takes_gradients),
     "all aliases": _some(conformance.all_cases, lambda case: case.factory.spec.kind == "alias"),
     "aliases of each kind": _some(conformance.of_each_kind, lambda case: case in _plain_aliases()),
     "rules of each kind": _some(conformance.of_each_kind, lambda case: case.factory.spec.kind == "rule"),
@@ -147,7 +155,7 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "plain that estimate nothing": _some(conformance.plain_cases, _estimates_nothing),
     "lean that estimate nothing": _some(conformance.lean_cases, _estimates_nothing),
     "lean that round nothing and call no gradient": _some(
-        conformance.lean_cases, _rounds_nothing, _needs_none_of("grad_fn"), _estimates_nothing
+        conformance.lean_cases, _rounds_nothing, _needs_none_of("grad_fn"), _estimates_nothing, _takes_gradients
     ),
     "all that round nothing": _some(conformance.all_cases, _rounds_nothing),
     "lean whose text says all": _some(
@@ -210,7 +218,9 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
         "test_zero_gradients_give_finite_updates_without_eps_too": ("safe without eps",) * 3,
         "test_a_saved_and_reloaded_state_continues_bit_for_bit": ("lean", "of each kind", "a few"),
-        "test_maximize_equals_the_negated_gradient": ("plain aliases", "of each kind", "of each kind"),
+        "test_maximize_equals_the_negated_gradient": (
+            "plain aliases that take gradients", "of each kind", "of each kind",
+        ),
         "test_the_repr_evaluates_to_the_same_transformation": (
             "lean whose text says all", "of each kind + first third of links", "a few",
         ),
@@ -255,7 +265,7 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
         "test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers": (
             "packs", "a pack and a combinator", "",
         ),
-        "test_a_compiled_update_equals_the_eager_one": ("all", "", ""),
+        "test_a_compiled_update_equals_the_eager_one": ("all that take gradients", "", ""),
         "test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph": ("some packs", "adam", ""),
         "test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step": ("adamw", "adamw", ""),
     },
@@ -286,7 +296,7 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "optim.steps.test_closures": {
         "test_ten_steps_that_maximize_the_negative_loss_are_those_that_minimize_the_loss": (
-            "plain aliases", "readers of the loss", "readers of the loss",
+            "plain aliases that take gradients", "readers of the loss", "readers of the loss",
         ),
     },
     "optim.steps.test_complex": {

@@ -140,15 +140,20 @@ class FunctionJacobian(Jacobian):
         joint: JointVector,
         point: Tensor,
     ) -> None:
-        self._function, self.joint, self._point = function, joint, point
         follows: list[bool] = []
 
         def noting(point: Tensor) -> Tensor:
             value = function(point)
             follows.append(is_transformed(value) and value.requires_grad)
-            return value
+            return value.to(torch.promote_types(value.dtype, point.dtype))
 
         pulled: Any = torch.func.vjp(noting, point)
+        value, _ = pulled
+        wide = JointVector(joint.like, value.dtype)
+        if wide.dtype != point.dtype:  # all products have the wider of the two dtypes
+            point = point.to(wide.dtype)
+            pulled = torch.func.vjp(noting, point)
+        self._function, self.joint, self._point = noting, wide, point
         self.value, self._pullback = pulled
         self.is_constant = not follows[0]
 

@@ -77,6 +77,7 @@ def example_problem(
     who: str, ctx: Any, params: dict[str, Tensor], samples: Mapping[str, Tensor | None]
 ) -> ExampleProblem:
     """Return the problem of gradients of examples, by leaf name, each with a leading axis of examples."""
+    params = dict(sorted(params.items()))  # in any order of the leaves the same bits
     joint = JointVector(list(params.values()))
     parts: list[Tensor] = []
     for name in params:

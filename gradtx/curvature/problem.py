@@ -188,6 +188,7 @@ def problem_of(
         TypeError, ValueError: If one returns what is no vector of residuals or outputs.
     """
     who = terms.who
+    params = dict(sorted(params.items()))  # in any order of the leaves the same bits
     passed = [extra for extra in takes if getattr(ctx, extra) is not None]
     if len(passed) != 1:
         how = " or ".join(f"{extra}=..." for extra in takes)

@@ -487,7 +487,6 @@ class OptimizerRun(Run):
         kept = function.jacobian_at(sources) if keeps else None
         if kept is not None:
             return kept
-        joint = JointVector(list(params.values()))
         with self._hidden_gradients():
 
             def computed() -> Any:
@@ -501,7 +500,9 @@ class OptimizerRun(Run):
                 f"{extra}: its result has no graph; compute it from the parameters of the optimizer, without "
                 "torch.no_grad() and detach()"
             )
-        jacobian: Jacobian = GraphJacobian(vector, sources, joint)
+        # All products have the wider of the two dtypes.
+        joint = JointVector(list(params.values()), vector.dtype)
+        jacobian: Jacobian = GraphJacobian(vector.to(joint.dtype), sources, joint)
         if division is not None:
             jacobian = GatheredJacobian(jacobian, division)
         if keeps:

@@ -118,6 +118,7 @@ class TreeRun(Run):
     def release(self) -> None:
         super().release()
         self.route = Route([], [])
+        self.extras = {}  # a loss that follows from residuals refers to the run
 
     def schedule_count(self) -> Tensor:
         """Return the count that schedules follow: the finished updates in which any leaf had a gradient."""

@@ -320,7 +320,9 @@ BUILDING = {
             "an option names the unknown argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
             **{
                 "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
-                f"optional, or 'examples', got {given}": {"extras": extras}
+                f"optional, or 'examples', got {given}; a rule for whole trees also takes 'function' and 'outputs'": {
+                    "extras": extras
+                }
                 for given, extras in {"('fisher',)": ("fisher",), "{'fisher': 'tensor'}": {"fisher": "tensor"}}.items()
             },
         }.items()
@@ -333,10 +335,8 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: amplifies, capturable, extras, length, needs, rate, sign": (
-        TypeError,
-        lambda: whole_tree(elementwise=True),
-    ),
+    "whole_tree: unknown option 'elementwise'; known: amplifies, capturable, closure, extras, length, "
+    "makes_gradient, needs, owns_lr, rate, sign": (TypeError, lambda: whole_tree(elementwise=True)),
     "alias: unknown option 'needs'; known: class_name": (TypeError, lambda: alias(needs=("params",))),
     "unannotated: annotate 'x': gradtx.Scalar for a number, gradtx.GradientTransformation for an inner "
     "transformation, object for any other value; the decorated function is a factory, which returns the update": (

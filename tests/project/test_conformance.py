@@ -15,6 +15,7 @@ from torch.utils._pytree import keystr, tree_map_with_path
 import gradtx
 from tests.conformance import (
     ALL_SHAPES,
+    FUNCTIONS,
     after_a_bad_gradient,
     all_cases,
     assert_close,
@@ -30,6 +31,7 @@ from tests.conformance import (
     noise,
     plain_cases,
     plain_links,
+    residuals,
     snapshot,
     step,
     step_extras,
@@ -70,7 +72,7 @@ def test_every_float_hyperparameter_is_changed_in_some_case():
         changed.setdefault(case.factory.__name__, set()).update(map(str, case.floats()))
     for factory in factories():
         for argument in factory.spec.arguments.all:
-            if argument.kind == "scalar":
+            if argument.kind == "scalar" and argument.is_hyperparameter:  # no static number
                 assert argument.name in changed[factory.__name__]
             elif argument.kind == "betas":
                 entries = {f"{argument.name}[{i}]" for i in range(len(argument.default))}
@@ -103,10 +105,11 @@ def test_what_is_no_number_is_refused_with_the_name_of_the_argument(given):
 # The sign and the rate are in the updates that these return.
 OWNERS = [
     "descend", "mechanize", "scale_by_a2grad", "scale_by_accsgd", "scale_by_adafactor", "scale_by_adafactor_torch",
-    "scale_by_adamod", "scale_by_amos", "scale_by_asgd", "scale_by_cocob", "scale_by_ftrl", "scale_by_local_smoothness",
-    "scale_by_madgrad", "scale_by_momo", "scale_by_momo_adam", "scale_by_muown", "scale_by_polyak",
-    "scale_by_prodigy_schedule_free", "scale_by_ranger21", "scale_by_rprop", "scale_by_schedule_free_plus",
-    "scale_by_srmm", "scale_by_swats", "schedule_free", "trac",
+    "scale_by_adamod", "scale_by_amos", "scale_by_asgd", "scale_by_cocob", "scale_by_dogleg", "scale_by_ftrl",
+    "scale_by_hessian_free", "scale_by_levenberg_marquardt", "scale_by_local_smoothness", "scale_by_madgrad",
+    "scale_by_momo", "scale_by_momo_adam", "scale_by_muown", "scale_by_polyak", "scale_by_prodigy_schedule_free",
+    "scale_by_ranger21", "scale_by_rprop", "scale_by_schedule_free_plus", "scale_by_spring", "scale_by_srmm",
+    "scale_by_swats", "schedule_free", "trac",
 ]  # fmt: skip
 
 
@@ -259,6 +262,8 @@ def test_a_leaf_without_gradient_stays_as_it_is(case):
             assert_same(after[path], before[path])
     first, rest = _without(absent, tx, params)
     given = extras(tx, rest) | {name: x for name, x in extras(tx, params).items() if name == "value"}  # the same loss
+    for name in given.keys() & FUNCTIONS.keys() - {"loss_of_outputs"}:  # with the leaf as a constant
+        given[name] = lambda tree: residuals({**tree, absent: params[absent]})
     alone, _ = tx.update({name: grads[name] for name in rest}, first, rest, **given)
     del updates[absent]
     # `outer` also steps the leaf without a gradient, so no program runs; one may round another way.
