@@ -169,7 +169,6 @@ def natural_gradient(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled.
         damping: As in `scale_by_natural_gradient`, as are the arguments that follow.
         fisher: "type2", "sampled" or "empirical".
         solve: How to solve the system: "auto", "qr", "dense", "kernel", "cg" or "lsmr".
@@ -178,6 +177,7 @@ def natural_gradient(
         seed: The seed of the draws.
         max_steps: The largest number of steps of "cg" and "lsmr".
         tolerance: Where they stop.
+        weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
         A transformation whose updates are added to the parameters. State: with "sampled" `seed` and `counter`.
