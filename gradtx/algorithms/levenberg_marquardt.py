@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative, Positive, Scalar, Static
+from gradtx.base.torch_names import readable
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import Damping, Solve, chosen, solved
@@ -129,11 +130,12 @@ def scale_by_levenberg_marquardt(
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms)
         ctx.tell_loss(problem)
+        way = chosen(problem, solve, max_steps=max_steps, tolerance=tolerance)
         diagonal = _diagonal(problem, state)
         mu = state["damping"]
-        mu = torch.where(mu == 0, _first(problem), mu)
+        if not (readable(mu) and mu.device.type == "cpu" and mu > 0):
+            mu = torch.where(mu == 0, _first(problem), mu)
         damped = Damping(mu, diagonal)
-        way = chosen(problem, solve, damped, max_steps, tolerance)
         solution = solved(way, problem, damped)
         h = -solution.direction
         weight = 1.0 if diagonal is None else diagonal
