@@ -207,7 +207,7 @@ class GraphJacobian(Jacobian):
         self.value = value.detach()
 
     @functools.cached_property
-    def is_constant(self) -> bool:  # type: ignore[override]
+    def is_constant(self) -> bool:
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 self._traced,
