@@ -20,6 +20,7 @@ LAYERS = (
     ("transform", "rules"),
     ("schedules",),
     ("maths",),
+    ("curvature",),
     ("combinators",),
     ("links",),
     ("algorithms",),
