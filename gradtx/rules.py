@@ -844,6 +844,7 @@ class FactoryCall(GradientTransformation):
             self._links()
             if isinstance(self._body, Combinator):
                 check_inner(spec.name, self._body.rejects(), self._children())
+            self._check_sign()
         except (TypeError, ValueError) as error:
             if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
                 raise
@@ -851,6 +852,22 @@ class FactoryCall(GradientTransformation):
         if isinstance(self._body, Chain) and not spec.is_ours:
             warn_of_order(spec.name, self._body._children())
         self._note_for_equals()
+
+    def _check_sign(self) -> None:
+        """Check that an alias that maximizes has no link that minimizes a loss of its own.
+
+        Raises:
+            ValueError: If it has one.
+        """
+        if not (self._is_optimizer and self._arguments.get("maximize")):
+            return
+        for link in self._every_link():
+            is_tree = isinstance(link, FactoryCall) and link._spec.kind == "tree"
+            if is_tree and "makes gradient" in link._effects:
+                raise ValueError(
+                    f"{self._name}: maximize=True has no meaning for a loss of residuals or outputs, whose minimum "
+                    f"{link._name} looks for; minimize the negated loss"
+                )
 
 
 def with_cautious_decay(

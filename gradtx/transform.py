@@ -764,6 +764,8 @@ def check_transformation(who: str, what: str, tx: Any) -> None:
 def _check_owners(links: Iterable[GradientTransformation]) -> None:
     owner = None
     for link in links:
+        if owner is not None and "makes gradient" in owner._effects:
+            _check_behind_trials(owner, link)
         if owner is not None and link._lr_role is not None:
             raise ValueError(
                 f"chain: {owner._name} owns the learning rate and returns the final update, so "
@@ -771,6 +773,17 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
             )
         owners = (part for part in link._every_link() if part._own_lr_role == "owner")
         owner = next(owners, owner)
+
+
+def _check_behind_trials(
+    owner: GradientTransformation, link: GradientTransformation
+) -> None:
+    """Check that a link does not change the length of steps whose loss another one has judged."""
+    if any(part._length != "keeps" for part in link._every_link()):
+        raise ValueError(
+            f"chain: {owner._name} computes the finished step, and judges it by the loss there, so {link._name} cannot "
+            f"follow it; remove {link._name}, or use a method that returns a direction, such as gauss_newton"
+        )
 
 
 def _check_last(links: Iterable[GradientTransformation]) -> None:

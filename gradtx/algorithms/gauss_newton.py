@@ -113,7 +113,6 @@ def gauss_newton(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled; a decay of the loss is a residual, `sqrt(decay) * p`.
         damping: As in `scale_by_gauss_newton`, as are the arguments that follow.
         solve: How to solve the system: "auto", "qr", "dense", "kernel", "cg" or "lsmr".
         scaling: "identity" or "diagonal".
@@ -121,6 +120,7 @@ def gauss_newton(
         weights: The weight of each term by name.
         max_steps: The largest number of steps of "cg" and "lsmr".
         tolerance: Where they stop.
+        weight_decay: $\lambda \ge 0$, decoupled; a decay of the loss is a residual, `sqrt(decay) * p`.
 
     Returns:
         A transformation whose updates are added to the parameters, without state.

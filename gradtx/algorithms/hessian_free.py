@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx.arguments import Count, Fraction, NonNegative, Positive, Static
 from gradtx.base import torch_names as _torch
 from gradtx.base.tree import map_tensors
-from gradtx.curvature.problem import Problem, problem_of
+from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import Damping, chosen
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.curvature.trials import LEAST, MOST, dot
@@ -130,7 +130,7 @@ def scale_by_hessian_free(
     return init, update
 
 
-def _gain(problem: Problem, x: Tensor, predicted: Tensor) -> Tensor:
+def _gain(problem: CurvatureProblem, x: Tensor, predicted: Tensor) -> Tensor:
     """Return the change of the loss over the predicted one; -inf where the loss is not finite."""
     change = problem.loss_after(x) - problem.loss
     gain = change / torch.where(predicted < 0, predicted, -1.0)
@@ -138,7 +138,7 @@ def _gain(problem: Problem, x: Tensor, predicted: Tensor) -> Tensor:
 
 
 def _minimized(
-    problem: Problem, damping: Any, start: Tensor, max_steps: int, stops: bool
+    problem: CurvatureProblem, damping: Any, start: Tensor, max_steps: int, stops: bool
 ) -> Inner:
     """Minimize q(x) = x^T (G + lam) x / 2 + g^T x by conjugate gradients, each member of a `vmap` until it stops."""
     g = problem.gradient

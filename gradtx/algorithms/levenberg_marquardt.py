@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative, Positive, Scalar, Static
 from gradtx.base.tree import map_tensors
-from gradtx.curvature.problem import Problem, problem_of
+from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import Damping, Solve, chosen, solved
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
-from gradtx.curvature.trials import LEAST, MOST, Trial, dot, tried
+from gradtx.curvature.trials import LEAST, MOST, TriedStep, dot, tried
 from gradtx.rules import alias, whole_tree
 
 __all__ = ["levenberg_marquardt", "scale_by_levenberg_marquardt"]
@@ -152,14 +152,14 @@ def scale_by_levenberg_marquardt(
         ctx.report(way, report)
         return problem.tree(trial.update), new_state, problem.tree(problem.gradient)
 
-    def _diagonal(problem: Problem, state) -> Tensor | None:
+    def _diagonal(problem: CurvatureProblem, state) -> Tensor | None:
         if scaling == "identity":
             return None
         if scaling == "diagonal":
             return problem.diagonal
         return torch.maximum(problem.vector(state["diagonal"]), problem.diagonal)
 
-    def _first(problem: Problem) -> Tensor:
+    def _first(problem: CurvatureProblem) -> Tensor:
         """The first damping; 0, as before any step, if residuals are not finite."""
         number = torch.as_tensor(damping, dtype=torch.float64)
         if not (relative and scaling == "identity"):
@@ -168,7 +168,7 @@ def scale_by_levenberg_marquardt(
         first = number * torch.where(largest > 0, largest, 1.0)
         return torch.where(first.isfinite(), first, 0.0)
 
-    def _adapted(mu: Tensor, growth: Tensor, trial: Trial) -> tuple[Tensor, Tensor]:
+    def _adapted(mu: Tensor, growth: Tensor, trial: TriedStep) -> tuple[Tensor, Tensor]:
         """The damping of the next step; unchanged where there is nothing to gain."""
         gain, taken = trial.gain, trial.taken
         _, low, high = bounds

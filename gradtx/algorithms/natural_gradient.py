@@ -14,7 +14,7 @@ from gradtx.curvature.fisher import (
     drawn_slopes,
     example_problem,
 )
-from gradtx.curvature.problem import OutputProblem, Problem, problem_of
+from gradtx.curvature.problem import CurvatureProblem, OutputProblem, problem_of
 from gradtx.curvature.solves import Damping, Solve, direction_of
 from gradtx.curvature.terms import Terms
 from gradtx.links.decay import with_decay
@@ -124,7 +124,9 @@ def scale_by_natural_gradient(
             new_state["counter"] = state["counter"] + 1
         return problem.tree(direction), new_state, problem.tree(problem.gradient)
 
-    def _sampled(problem: OutputProblem, slopes: Tensor | None, state) -> Problem:
+    def _sampled(
+        problem: OutputProblem, slopes: Tensor | None, state
+    ) -> CurvatureProblem:
         """Return the problem with the Fisher matrix of labels that the caller drew, or that are drawn here."""
         outputs = problem.jacobian.value.reshape(problem.shape)
         if slopes is None and likelihood is None:
@@ -167,7 +169,6 @@ def natural_gradient(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled.
         damping: As in `scale_by_natural_gradient`, as are the arguments that follow.
         fisher: "type2", "sampled" or "empirical".
         solve: How to solve the system: "auto", "qr", "dense", "kernel", "cg" or "lsmr".
@@ -176,6 +177,7 @@ def natural_gradient(
         seed: The seed of the draws.
         max_steps: The largest number of steps of "cg" and "lsmr".
         tolerance: Where they stop.
+        weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
         A transformation whose updates are added to the parameters. State: with "sampled" `seed` and `counter`.

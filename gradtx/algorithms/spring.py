@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx.arguments import Decay, NonNegative, Positive, Static
 from gradtx.base.tree import map_tensors
-from gradtx.curvature.problem import Problem, problem_of
+from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import Damping, chosen, widened
 from gradtx.curvature.terms import Terms, Weights, checked_weights
 from gradtx.maths.entries import quotient
@@ -104,7 +104,7 @@ def scale_by_spring(
         gradient = problem.tree((rows.mT @ errors).to(phi))
         return problem.tree(-rate * phi), {"previous": problem.tree(phi)}, gradient
 
-    def _samples(problem: Problem, ctx) -> tuple[Tensor, Tensor]:
+    def _samples(problem: CurvatureProblem, ctx) -> tuple[Tensor, Tensor]:
         """Return O, one row for each sample, and e, both divided so that O^T e is the gradient."""
         rows, errors = problem.jacobian.rows, problem.jacobian.value
         if problem.extra == "residual_fn":
@@ -118,7 +118,9 @@ def scale_by_spring(
         rows = widened(rows, len(rows))
         return rows, errors.to(rows)
 
-    def _checked_grads(problem: Problem, output_grads: Tensor | None) -> Tensor:
+    def _checked_grads(
+        problem: CurvatureProblem, output_grads: Tensor | None
+    ) -> Tensor:
         if output_grads is None:
             raise ValueError(
                 f"{WHO} needs output_grads with outputs_fn: what multiplies the derivatives of each output, such as "

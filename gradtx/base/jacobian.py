@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gradtx.base.torch_names import is_transformed
 from gradtx.base.vectors import JointVector
 
 # A batched pass computes so many rows or columns that its tensors stay in the cache of a core, or fill a GPU: those of
@@ -17,6 +18,30 @@ WIDTH = 32
 CACHE = 2**18  # entries
 ON_DEVICE = 2**26
 LEAST_ROWS = 8
+
+
+class Vectorizer(Protocol):
+    """Makes a vector of what a caller's function returns."""
+
+    sizes: list[int]
+    """The sizes of the terms of the last result."""
+
+    @property
+    def who(self) -> str:
+        """The link, for messages."""
+        ...
+
+    @property
+    def takes_means(self) -> bool:
+        """Whether each term is divided by the root of its size."""
+        ...
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the vector makes the loss by itself, so that those of several ranks can be joined."""
+        ...
+
+    def __call__(self, result: Any) -> Tensor: ...
 
 
 class Jacobian:
@@ -29,6 +54,7 @@ class Jacobian:
 
     joint: JointVector
     value: Tensor
+    is_constant = False  # whether it is known to depend on no parameter
     _bends = False  # whether a second derivative was asked for
 
     @property
@@ -114,16 +140,22 @@ class FunctionJacobian(Jacobian):
         joint: JointVector,
         point: Tensor,
     ) -> None:
-        pulled: Any = torch.func.vjp(function, point)
+        follows: list[bool] = []
+
+        def noting(point: Tensor) -> Tensor:
+            value = function(point)
+            follows.append(is_transformed(value) and value.requires_grad)
+            return value.to(torch.promote_types(value.dtype, point.dtype))
+
+        pulled: Any = torch.func.vjp(noting, point)
         value, _ = pulled
-        if value.dtype != point.dtype:  # all products have the wider of the two dtypes
-            joint = JointVector(joint.like, value.dtype)
-            point = point.to(joint.dtype)
-            narrow = function
-            function = lambda vector: narrow(vector).to(joint.dtype)  # noqa: E731
-            pulled = torch.func.vjp(function, point)
-        self._function, self.joint, self._point = function, joint, point
+        wide = JointVector(joint.like, value.dtype)
+        if wide.dtype != point.dtype:  # all products have the wider of the two dtypes
+            point = point.to(wide.dtype)
+            pulled = torch.func.vjp(noting, point)
+        self._function, self.joint, self._point = noting, wide, point
         self.value, self._pullback = pulled
+        self.is_constant = not follows[0]
 
     def times(self, vector: Tensor) -> Tensor:
         product = torch.func.jvp(self._function, (self._point,), (vector,))[1]
@@ -164,6 +196,18 @@ class GraphJacobian(Jacobian):
     ) -> None:
         self._traced, self._sources, self.joint = value, sources, joint
         self.value = value.detach()
+
+    @functools.cached_property
+    def is_constant(self) -> bool:  # type: ignore[override]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                self._traced,
+                list(self._sources),
+                torch.zeros_like(self._traced),
+                allow_unused=True,
+                retain_graph=True,
+            )
+        return all(gradient is None for gradient in gradients)
 
     def times(self, vector: Tensor) -> Tensor:
         return self._forward(vector, create_graph=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradtx.base.jacobian import MatrixJacobian
 from gradtx.base.vectors import JointVector
 from gradtx.curvature.problem import OutputProblem, ResidualProblem
+from gradtx.curvature.terms import Terms
 from gradtx.state.random import Stream
 
 Likelihood: TypeAlias = Literal["categorical", "gaussian", "bernoulli"]
@@ -91,9 +92,5 @@ def example_problem(
         raise ValueError(f"{who}: has no examples; skip the step")
     jacobian = MatrixJacobian(rows / len(rows) ** 0.5, joint)
     return ExampleProblem(
-        who, list(params), params, jacobian, _unused, "grad_sample", ctx
+        who, list(params), params, jacobian, Terms(who), "grad_sample", ctx
     )
-
-
-def _unused(result: Any) -> Tensor:
-    raise AssertionError("gradients of examples come from no function")

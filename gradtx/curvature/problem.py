@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.exact import exact_dtype
-from gradtx.base.jacobian import Jacobian
+from gradtx.base.jacobian import Jacobian, Vectorizer
 from gradtx.base.messages import describe
 from gradtx.base.vectors import JointVector
 from gradtx.curvature.terms import Terms, half_square
@@ -20,7 +20,7 @@ Tree = dict[str, Tensor]  # by leaf name
 
 
 @dataclass(eq=False)
-class Problem:
+class CurvatureProblem:
     """A loss at the present parameters of some leaves, joined to one vector p of n entries.
 
     Attributes:
@@ -37,7 +37,7 @@ class Problem:
     names: list[str]
     params: Tree
     jacobian: Jacobian
-    finish: Callable[[Any], Tensor]
+    finish: Vectorizer
     extra: str
     ctx: Any
 
@@ -112,7 +112,7 @@ class Problem:
         return self.joint.joined([tree[name] for name in self.names])
 
 
-class ResidualProblem(Problem):
+class ResidualProblem(CurvatureProblem):
     """Half the sum of squares of residuals: h is the residuals, H the identity."""
 
     @functools.cached_property
@@ -126,7 +126,7 @@ class ResidualProblem(Problem):
         return vectors
 
 
-class OutputProblem(Problem):
+class OutputProblem(CurvatureProblem):
     """A convex loss of outputs.
 
     Attributes:
@@ -200,21 +200,17 @@ def problem_of(
     if has_loss and "outputs_fn" in takes:
         loss_of_outputs = ctx.loss_of_outputs
         _check_loss(who, reads_outputs, loss_of_outputs)
-    shapes: list[torch.Size] = []
-
-    def finish(result: Any) -> Tensor:
-        if not reads_outputs:
-            return terms.joined(result)
-        outputs = _checked_outputs(who, result)
-        shapes.append(outputs.shape)
-        return outputs.reshape(-1)
-
+    finish: Any = Outputs(who) if reads_outputs else terms
     jacobian = ctx.linearized(extra, finish, params)
+    if jacobian.is_constant:
+        raise ValueError(
+            f"{who}: what {extra} returns does not depend on any of the parameters {', '.join(map(repr, params))}"
+        )
     shown = (who, list(params), params, jacobian, finish, extra, ctx)
     if not reads_outputs:
         return ResidualProblem(*shown)
     problem = OutputProblem(*shown)
-    problem.loss_of_outputs, problem.shape = loss_of_outputs, shapes[0]
+    problem.loss_of_outputs, problem.shape = loss_of_outputs, finish.shape
     return problem
 
 
@@ -227,6 +223,26 @@ def _check_loss(who: str, reads_outputs: bool, loss_of_outputs: Any) -> None:
         raise ValueError(
             f"{who}: loss_of_outputs belongs to outputs_fn; the loss of residuals is half the sum of their squares"
         )
+
+
+class Outputs:
+    """Makes a vector of the outputs of a model, as a `Vectorizer`.
+
+    Attributes:
+        shape: The shape of the last outputs.
+    """
+
+    takes_means = is_loss = False
+
+    def __init__(self, who: str):
+        self.who = who
+        self.shape = torch.Size()
+        self.sizes: list[int] = []
+
+    def __call__(self, result: Any) -> Tensor:
+        outputs = _checked_outputs(self.who, result)
+        self.shape = outputs.shape
+        return outputs.reshape(-1)
 
 
 def _checked_outputs(who: str, outputs: Any) -> Tensor:

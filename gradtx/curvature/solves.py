@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.curvature.problem import OutputProblem, Problem
+from gradtx.curvature.problem import CurvatureProblem, OutputProblem
 from gradtx.maths import linear_solvers
 
 Solve: TypeAlias = Literal["auto", "qr", "dense", "kernel", "cg", "lsmr"]
@@ -28,7 +28,7 @@ MOST_IN_FLOAT64 = 2048
 MOST_BYTES, SHARE = 16 * 10**9, 0.25
 
 
-class Solution(NamedTuple):
+class Solved(NamedTuple):
     """The solution of a damped system.
 
     Attributes:
@@ -122,7 +122,7 @@ def bytes_of(name: str, m: int, n: int, width: int) -> tuple[int, int]:
 
 
 def chosen(
-    problem: Problem,
+    problem: CurvatureProblem,
     solve: str,
     damping: Damping,
     max_steps: int = 100,
@@ -197,8 +197,11 @@ def _memory_limit(device: torch.device) -> float:
 
 
 def solved(
-    way: Chosen, problem: Problem, damping: Damping, right: Tensor | None = None
-) -> Solution:
+    way: Chosen,
+    problem: CurvatureProblem,
+    damping: Damping,
+    right: Tensor | None = None,
+) -> Solved:
     """Return u of (J^T H J + lam D) u = J^T h, with another vector in place of h if one is passed."""
     right = problem.right if right is None else right
     if damping.is_off:
@@ -206,7 +209,7 @@ def solved(
     return _SOLVES[way.name](way, problem, damping, right)
 
 
-def _least_norm(problem: Problem, right: Tensor) -> Solution:
+def _least_norm(problem: CurvatureProblem, right: Tensor) -> Solved:
     """The solution of least norm: pinv(J) r for residuals, pinv(J^T H J) J^T h for outputs."""
     rows = problem.jacobian.rows
     if isinstance(problem, OutputProblem):
@@ -214,34 +217,36 @@ def _least_norm(problem: Problem, right: Tensor) -> Solution:
         direction = torch.linalg.pinv(matrix, hermitian=True) @ (rows.mT @ right)
     else:
         direction = torch.linalg.pinv(rows) @ right
-    return Solution(direction, torch.zeros_like(direction[0], dtype=torch.bool), {})
+    return Solved(direction, torch.zeros_like(direction[0], dtype=torch.bool), {})
 
 
-def _by_qr(way: Chosen, problem: Problem, damping: Damping, right: Tensor) -> Solution:
+def _by_qr(
+    way: Chosen, problem: CurvatureProblem, damping: Damping, right: Tensor
+) -> Solved:
     """QR of J with sqrt(lam D) below it: the condition of J, not its square."""
     rows = problem.jacobian.rows
     below = torch.diag(damping.entries(rows, rows.shape[1]).sqrt())
     q, r = torch.linalg.qr(torch.cat([rows, below]))
     projected = q[: len(rows)].mT @ right
     direction = torch.linalg.solve_triangular(r, projected[:, None], upper=True)
-    return Solution(direction[:, 0], _no(right), _condition(r.diagonal()))
+    return Solved(direction[:, 0], _no(right), _condition(r.diagonal()))
 
 
 def _by_cholesky(
-    way: Chosen, problem: Problem, damping: Damping, right: Tensor
-) -> Solution:
+    way: Chosen, problem: CurvatureProblem, damping: Damping, right: Tensor
+) -> Solved:
     """Cholesky of J^T H J + lam D."""
     rows = widened(problem.jacobian.rows, problem.jacobian.size[1])
     matrix = rows.mT @ problem.weighted_rows.to(rows)
     matrix = matrix + torch.diag(damping.entries(rows, len(matrix)))
     solution, failed, factor = cholesky_solved(matrix, rows.mT @ right.to(rows))
     direction = solution.to(right.dtype)
-    return Solution(direction, failed, _condition(factor.diagonal()))
+    return Solved(direction, failed, _condition(factor.diagonal()))
 
 
 def _by_kernel(
-    way: Chosen, problem: Problem, damping: Damping, right: Tensor
-) -> Solution:
+    way: Chosen, problem: CurvatureProblem, damping: Damping, right: Tensor
+) -> Solved:
     """Residuals: D^-1 J^T (J D^-1 J^T + lam)^-1 r by Cholesky. Outputs: (lam + H K) x = h for K = J D^-1 J^T, by LU."""
     rows = widened(problem.jacobian.rows, problem.jacobian.size[0])
     inverse = damping.inverse(rows)
@@ -258,7 +263,7 @@ def _by_kernel(
         matrix = kernel + number * unit
         solution, failed, factor = cholesky_solved(matrix, right.to(rows))
         measured = _condition(factor.diagonal())
-    return Solution((scaled.mT @ solution).to(right.dtype), failed, measured)
+    return Solved((scaled.mT @ solution).to(right.dtype), failed, measured)
 
 
 def cholesky_solved(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,7 +275,9 @@ def cholesky_solved(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tens
     return solution[:, 0], failed, factor
 
 
-def _by_cg(way: Chosen, problem: Problem, damping: Damping, right: Tensor) -> Solution:
+def _by_cg(
+    way: Chosen, problem: CurvatureProblem, damping: Damping, right: Tensor
+) -> Solved:
     """Conjugate gradients on v -> J^T H J v + lam D v, from 0."""
     entries = damping.entries(right, way.columns)
 
@@ -286,12 +293,12 @@ def _by_cg(way: Chosen, problem: Problem, damping: Damping, right: Tensor) -> So
         way.max_steps,
     )
     report = linear_solvers.cg_with_report(system)
-    return Solution(report.x, _no(right), _progress(way, report))
+    return Solved(report.x, _no(right), _progress(way, report))
 
 
 def _by_lsmr(
-    way: Chosen, problem: Problem, damping: Damping, right: Tensor
-) -> Solution:
+    way: Chosen, problem: CurvatureProblem, damping: Damping, right: Tensor
+) -> Solved:
     """LSMR on J with sqrt(lam D) below it."""
     scale = None if damping.diagonal is None else damping.diagonal.to(right).rsqrt()
 
@@ -306,10 +313,10 @@ def _by_lsmr(
         tolerance=_tolerance(way, right),
         max_steps=way.max_steps,
     )
-    return Solution(scaled(report.x), _no(right), _progress(way, report))
+    return Solved(scaled(report.x), _no(right), _progress(way, report))
 
 
-_SOLVES: dict[str, Callable[[Chosen, Problem, Damping, Tensor], Solution]] = {
+_SOLVES: dict[str, Callable[[Chosen, CurvatureProblem, Damping, Tensor], Solved]] = {
     "qr": _by_qr,
     "dense": _by_cholesky,
     "kernel": _by_kernel,
@@ -350,7 +357,7 @@ def _no(like: Tensor) -> Tensor:
 
 
 def check_definite(
-    way: Chosen, problem: Problem, solution: Solution, damping: Damping
+    way: Chosen, problem: CurvatureProblem, solution: Solved, damping: Damping
 ) -> None:
     """Raise an error for a matrix without a factor, if the host can read that and the matrix is finite.
 
@@ -373,7 +380,7 @@ def check_definite(
 
 def direction_of(
     ctx: Any,
-    problem: Problem,
+    problem: CurvatureProblem,
     solve: str,
     damping: Damping,
     max_steps: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ Reduction: TypeAlias = Literal["sum", "mean"]
 Weights: TypeAlias = Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Terms:
     """How residuals make a loss: half of the weighted sum over terms of the sum, or mean, of squares.
 
@@ -25,22 +25,31 @@ class Terms:
         who: The link, for messages.
         reduction: "sum" or "mean", of the squares of each term.
         weights: The weight of each term by name; None for 1.
+        sizes, takes_means, is_loss: As in `Vectorizer`.
     """
 
     who: str
     reduction: Reduction = "sum"
     weights: Weights | None = None
+    sizes: list[int] = field(default_factory=list[int])
+    is_loss: bool = True
 
-    def joined(self, residuals: Any) -> Tensor:
+    @property
+    def takes_means(self) -> bool:
+        return self.reduction == "mean"
+
+    def __call__(self, result: Any) -> Tensor:
         """Return the vector r whose loss is half the sum of its squares, from a tensor or a dict of named terms."""
+        residuals = result
         terms = self._terms(residuals)
+        self.sizes[:] = [term.numel() for term in terms.values()]
         self._check_weights(residuals, terms)
         parts: list[Tensor] = []
         dtype = torch.float32
         for name, term in terms.items():
             dtype = torch.promote_types(dtype, term.dtype)
             factor = 1.0 if self.weights is None else float(self.weights[name])
-            if self.reduction == "mean" and term.numel():
+            if self.takes_means and term.numel():
                 factor /= term.numel()
             part = term.reshape(-1)
             parts.append(part if factor == 1.0 else math.sqrt(factor) * part)

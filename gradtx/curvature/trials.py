@@ -9,12 +9,12 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact_dtype
-from gradtx.curvature.problem import Problem
+from gradtx.curvature.problem import CurvatureProblem
 
 LEAST, MOST = 1e-300, 1e32  # bounds of a damping that adapts
 
 
-class Trial(NamedTuple):
+class TriedStep(NamedTuple):
     """A step that was tried.
 
     Attributes:
@@ -41,12 +41,12 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def tried(
-    problem: Problem,
+    problem: CurvatureProblem,
     step: Tensor,
     predicted: Tensor,
     refused: Tensor,
     accept: float | Tensor = 0.0,
-) -> Trial:
+) -> TriedStep:
     """Try a step.
 
     Args:
@@ -68,4 +68,4 @@ def tried(
     ratio = (loss - after) / torch.where(predicted > 0, predicted, 1.0)
     gain = torch.where(after.isfinite() & ~refused, ratio, -torch.inf)
     taken = (gain > accept) & ~refused & ~idle
-    return Trial(gain, taken, idle, torch.where(taken, safe, 0.0))
+    return TriedStep(gain, taken, idle, torch.where(taken, safe, 0.0))

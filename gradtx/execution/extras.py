@@ -47,8 +47,11 @@ def check_extras(
         if need in FOLLOWING and has_functions:
             continue
         if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
-            # In an optimizer's step, the closure itself serves as grad_fn and value_fn.
-            more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
+            # In an optimizer's step, the closure itself serves as a function.
+            is_closure = need in FUNCTIONS or kinds.get(need) in FUNCTION_KINDS
+            more = "" if is_closure and "closure" in call else f", {need}=..."
+            if not more and need not in FUNCTIONS:
+                more = ") with a closure that returns residuals and does not call backward("
             raise ValueError(f"{typed} needs {need}: call {call}{more})")
     return kinds
 

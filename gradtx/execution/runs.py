@@ -16,7 +16,7 @@ from gradtx.base.dtensor import local
 from gradtx.base.errors import OWN_STATE, Path, StateKey, lacking
 from gradtx.base.exact import CPU
 from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
-from gradtx.base.jacobian import Jacobian
+from gradtx.base.jacobian import Jacobian, Vectorizer
 from gradtx.base.plain import is_plain
 from gradtx.distributed.sums import total_of
 from gradtx.state.storage import Storage, Store
@@ -215,7 +215,7 @@ class Run:
     def linearized(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: dict[str, Tensor],
     ) -> Jacobian:
         """Return the Jacobian by some leaves of the vector that `finish` makes of what the function returns."""
@@ -224,14 +224,16 @@ class Run:
     def evaluated(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: dict[str, Tensor],
     ) -> Tensor:
         """Return this vector with some leaves at other values."""
         raise NotImplementedError
 
-    def follow_loss(self, extra: str, loss_of: Callable[[Any], Tensor]) -> None:
-        """Let `value_along` compute the loss as `loss_of` makes it of what the caller's function returns."""
+    def follow_loss(
+        self, extra: str, finish: Vectorizer, loss_of: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Let `value_along` compute the loss, as `loss_of` makes it of the vector of the caller's function."""
         raise NotImplementedError
 
     def typical_call(self, how: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.errors import Path
-from gradtx.base.jacobian import Jacobian
+from gradtx.base.jacobian import Jacobian, Vectorizer
 from gradtx.base.messages import note_rule
 from gradtx.distributed.redistribution import full_tensor
 from gradtx.execution.context import OF_LOSS, Clock, Context, negated
@@ -118,7 +118,17 @@ class TreeOperation(Operation):
             return dtype
         return torch.promote_types(dtype, leaf.update.dtype)
 
+    def check_dtype(self, leaf: Leaf) -> None:
+        """Refuse a leaf whose dtype cannot hold what the functions compute."""
+        if self.traits.makes_gradient and leaf.param_dtype is torch.float16:
+            raise TypeError(
+                f"{self._name}: leaf {leaf.name!r} has dtype torch.float16, in which derivatives of residuals round to "
+                "0; use bfloat16, float32 or float64"
+            )
+
     def init_all(self, members: list[Leaf]) -> None:
+        for leaf in members:
+            self.check_dtype(leaf)
         if self._functions.init is not None:
             leaves = {leaf.name: leaf for leaf in members}
             params = self._tree(self._widened(leaves, "param"))
@@ -384,7 +394,7 @@ class TreeContext(Context):
     def linearized(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: dict[str, Tensor],
     ) -> Jacobian:
         """Return the Jacobian, by these leaves, of the vector that `finish` makes of what an extra returns.
@@ -399,7 +409,7 @@ class TreeContext(Context):
     def evaluated(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: dict[str, Tensor],
     ) -> Tensor:
         """Return the vector of `linearized` with some leaves at other values."""
@@ -410,9 +420,7 @@ class TreeContext(Context):
         run = self._first.run
         if run.estimated_loss is None:
             run.estimated_loss = problem.loss
-            run.follow_loss(
-                problem.extra, lambda result: problem.loss_of(problem.finish(result))
-            )
+            run.follow_loss(problem.extra, problem.finish, problem.loss_of)
         for leaf in self._leaves.values():
             if leaf.extras.get("value") is None:
                 leaf.extras = {**leaf.extras, "value": problem.loss}

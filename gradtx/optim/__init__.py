@@ -73,7 +73,8 @@ def as_optimizer(
         process_group: Ranks that have these parameters and equal gradients, as under DDP, and divide the work of
             matrix methods: each matrix is computed by one rank, which keeps its slots, and one all_gather sends the
             results to all ranks. All ranks must then call `step` and `state_dict` together. Sharded parameters need
-            no group.
+            no group. For a chain that takes residuals, such as `gauss_newton`, each rank computes those of its own
+            data, and the step is that of all residuals together.
         state_device: "cpu" keeps state, and computes steps, on the host for parameters on another device. Each step
             copies weights and gradients to the host and the weights back, through pinned memory. State has the same
             dtypes as on the parameter's device, so results and checkpoints equal those of training on the host. Cannot

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling
-from gradtx.optim.run import Extras, Member, version
+from gradtx.optim.run import Extras, Member, clock_after, leaf_of, version
 
 SAMPLES = "grad_sample"
 # On a `grad_sample` that a step has read: its version then.
@@ -48,11 +48,24 @@ def lend_gradients(core: Core, extras: Extras, scaling: Scaling | None) -> list[
             if samples.get(member.name) is not None
         ]
     else:
-        stepping = [param for param in core.members.by_param if param.requires_grad]
+        stepping = [
+            param
+            for param, member in core.members.by_param.items()
+            if param.requires_grad and _has_own_gradient(core, member)
+        ]
     lent = [param for param in stepping if param.grad is None]
     for param in lent:
         param.grad = _zeros_for(param)
     return lent
+
+
+def _has_own_gradient(core: Core, member: Member) -> bool:
+    """Whether a link computes the gradient of a parameter; others of a partition step from `.grad`."""
+    run = core.members.expanded
+    if not run.selectors:
+        return True
+    operations = run.route.for_leaf(leaf_of(run, member, clock_after(0)))
+    return any(operation.traits.makes_gradient for operation in operations)
 
 
 def lend_zeros(core: Core) -> list[Tensor]:

@@ -17,10 +17,12 @@ from gradtx.base import tree as _tree
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
-from gradtx.base.jacobian import GraphJacobian, Jacobian
+from gradtx.base.jacobian import GraphJacobian, Jacobian, Vectorizer
 from gradtx.base.tree import check_names
 from gradtx.base.vectors import JointVector
+from gradtx.distributed.layouts import Team
 from gradtx.distributed.redistribution import distributed_like, gradient_like
+from gradtx.distributed.rows import GatheredJacobian, RowsOfRanks, assembled
 from gradtx.distributed.sums import total
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
@@ -386,10 +388,12 @@ class OptimizerRun(Run):
     Attributes:
         state: The optimizer's state, by parameter.
         functions: The closure, as `grad_fn` and `value_fn`.
+        team: The ranks that share the parameters, and whose residuals belong to one loss; None for this process alone.
         route: The expanded chain, of the run of `Members.expanded`.
     """
 
     functions: Mapping[str, Callable[[], Any]]
+    team: Team | None = None
     _follows_loss = False
     route: Route
 
@@ -459,6 +463,11 @@ class OptimizerRun(Run):
             if not sloped:
                 return value, None
             if self._follows_loss:  # whose closure calls no backward
+                if not loss.requires_grad:
+                    raise ValueError(
+                        "line_search: conditions='strong_wolfe' needs the slope of a loss that ranks share, which is "
+                        "not computed; use conditions='armijo'"
+                    )
                 loss.backward()
             gradients = _gradients(params, direction)
             return value, total(
@@ -468,18 +477,24 @@ class OptimizerRun(Run):
     def linearized(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: Leaves,
     ) -> Jacobian:
         function = self.functions[extra]
         by_name = {member.name: param for param, member in self._members.items()}
         sources = [by_name[name] for name in params]
         keeps = isinstance(function, RepeatedResiduals)
-        if keeps and function.jacobian_at(sources) is not None:
-            return function.jacobian_at(sources)
+        kept = function.jacobian_at(sources) if keeps else None
+        if kept is not None:
+            return kept
         with self._hidden_gradients():
-            vector = finish(function())
-            self._check_no_backward(extra)
+
+            def computed() -> Any:
+                result = function()
+                self._check_no_backward(extra)
+                return result
+
+            vector, division = self._assembled(finish, computed)
         if not vector.requires_grad:
             raise RuntimeError(
                 f"{extra}: its result has no graph; compute it from the parameters of the optimizer, without "
@@ -487,7 +502,9 @@ class OptimizerRun(Run):
             )
         # All products have the wider of the two dtypes.
         joint = JointVector(list(params.values()), vector.dtype)
-        jacobian = GraphJacobian(vector.to(joint.dtype), sources, joint)
+        jacobian: Jacobian = GraphJacobian(vector.to(joint.dtype), sources, joint)
+        if division is not None:
+            jacobian = GatheredJacobian(jacobian, division)
         if keeps:
             function.keep(jacobian, sources)
         return jacobian
@@ -495,11 +512,26 @@ class OptimizerRun(Run):
     def evaluated(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: Leaves,
     ) -> Tensor:
         with self._moved_to(params):
-            return finish(self.functions[extra]()).detach()
+            vector, division = self._assembled(finish, self.functions[extra])
+        vector = vector.detach()
+        return vector if division is None else division.gathered(vector)
+
+    def _assembled(
+        self, finish: Vectorizer, function: Callable[[], Any]
+    ) -> tuple[Tensor, RowsOfRanks | None]:
+        """Return the vector of this rank, and how those of ranks make one if there are several."""
+        if self.team is None or self.team.size == 1:
+            return finish(function()), None
+        if not finish.is_loss:
+            raise ValueError(
+                f"{finish.who}: outputs_fn cannot be combined with process_group, since a loss of outputs sees the "
+                "labels of one rank; pass residual_fn, whose residuals are those of all ranks together"
+            )
+        return assembled(self.team, finish, function)
 
     def _check_no_backward(self, extra: str) -> None:
         """Check that a function that computes residuals has left gradients alone.
@@ -513,12 +545,19 @@ class OptimizerRun(Run):
                 "residuals and do not call backward"
             )
 
-    def follow_loss(self, extra: str, loss_of: Callable[[Any], Tensor]) -> None:
+    def follow_loss(
+        self, extra: str, finish: Vectorizer, loss_of: Callable[[Tensor], Tensor]
+    ) -> None:
         if self.functions.get("value_fn") is not None:
             return
         function = self.functions[extra]
+
+        def value_fn() -> Tensor:
+            vector, division = self._assembled(finish, function)
+            return loss_of(vector if division is None else division.gathered(vector))
+
         self._follows_loss = True
-        self.functions = {**self.functions, "value_fn": lambda: loss_of(function())}
+        self.functions = {**self.functions, "value_fn": value_fn}
 
     def typical_call(self, how: str) -> str:
         return f"step(closure), where the closure returns residuals, or step({how})"

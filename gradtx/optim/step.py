@@ -180,6 +180,7 @@ class Step:
         core = self.core
         run = self.run_type(core.states.by_param, self.by_param, initial=False)
         run.functions = self.extras
+        run.team = core.members.replicas
         run.known_extras = core.traits.known_extras
         run.leaf_extras, run.call_extras = self.trees, self.scalars
         if self.trees:  # a rule may return one of them unchanged

@@ -14,7 +14,7 @@ from gradtx.base.complex_views import real_views
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 from gradtx.base.exact import CPU, is_stored_only
 from gradtx.base.forward import Transformation
-from gradtx.base.jacobian import FunctionJacobian, Jacobian
+from gradtx.base.jacobian import FunctionJacobian, Jacobian, Vectorizer
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import DTYPE, SHAPE, TYPES, are_strided
 from gradtx.base.vectors import JointVector
@@ -213,7 +213,7 @@ class TreeRun(Run):
     def linearized(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: dict[str, Tensor],
     ) -> Jacobian:
         joint = JointVector(list(params.values()))
@@ -227,18 +227,20 @@ class TreeRun(Run):
     def evaluated(
         self,
         extra: str,
-        finish: Callable[[Any], Tensor],
+        finish: Vectorizer,
         params: dict[str, Tensor],
     ) -> Tensor:
         return finish(self.extras[extra](self._params_with(params)))
 
-    def follow_loss(self, extra: str, loss_of: Callable[[Any], Tensor]) -> None:
+    def follow_loss(
+        self, extra: str, finish: Vectorizer, loss_of: Callable[[Tensor], Tensor]
+    ) -> None:
         if self.extras.get("value_fn") is not None:
             return
         function = self.extras[extra]
 
         def value_fn(params: Any) -> Tensor:
-            return loss_of(function(params))
+            return loss_of(finish(function(params)))
 
         self.extras = {**self.extras, "value_fn": value_fn}
 
