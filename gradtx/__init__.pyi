@@ -308,6 +308,7 @@ __all__ = [
     "dion2",
     "distributed_shampoo",
     "dog",
+    "dogleg",
     "dowg",
     "dpsgd",
     "eagerly",
@@ -326,6 +327,7 @@ __all__ = [
     "fromage",
     "ftrl",
     "galore",
+    "gauss_newton",
     "get",
     "get_chebyshev_schedule",
     "get_supported_lr_schedulers",
@@ -337,6 +339,7 @@ __all__ = [
     "grokfast_adamw",
     "gsam",
     "half_life_schedule",
+    "hessian_free",
     "hold_until",
     "hold_until_rectified",
     "hutchinson_hessian_diag",
@@ -358,6 +361,7 @@ __all__ = [
     "lbfgs",
     "ldog",
     "learning_rate",
+    "levenberg_marquardt",
     "line_search",
     "linear_schedule",
     "lion",
@@ -397,6 +401,7 @@ __all__ = [
     "nadam",
     "namo",
     "namo_d",
+    "natural_gradient",
     "nero",
     "noise_scale",
     "noisy_sgd",
@@ -520,6 +525,7 @@ __all__ = [
     "scale_by_dion",
     "scale_by_distributed_shampoo",
     "scale_by_dog",
+    "scale_by_dogleg",
     "scale_by_dowg",
     "scale_by_factored_rms",
     "scale_by_factored_rms_torch",
@@ -527,10 +533,12 @@ __all__ = [
     "scale_by_fira",
     "scale_by_focus",
     "scale_by_ftrl",
+    "scale_by_gauss_newton",
     "scale_by_gradient_rms",
     "scale_by_gravity",
     "scale_by_gsnr",
     "scale_by_hessian",
+    "scale_by_hessian_free",
     "scale_by_inverse_time",
     "scale_by_kate",
     "scale_by_kl_shampoo",
@@ -543,6 +551,7 @@ __all__ = [
     "scale_by_lbfgs",
     "scale_by_ldog",
     "scale_by_learning_rate",
+    "scale_by_levenberg_marquardt",
     "scale_by_lion",
     "scale_by_local_smoothness",
     "scale_by_lora_rite",
@@ -553,6 +562,7 @@ __all__ = [
     "scale_by_msvag",
     "scale_by_muown",
     "scale_by_nadam",
+    "scale_by_natural_gradient",
     "scale_by_neuron_norm",
     "scale_by_norm_ratio",
     "scale_by_nuclear_norm",
@@ -585,6 +595,7 @@ __all__ = [
     "scale_by_soap",
     "scale_by_sophia",
     "scale_by_spam",
+    "scale_by_spring",
     "scale_by_srmm",
     "scale_by_stable_adam",
     "scale_by_stateful",
@@ -627,6 +638,7 @@ __all__ = [
     "spam",
     "spectral_sphere",
     "splus",
+    "spring",
     "srmm",
     "stable_adamw",
     "stable_spam",
@@ -1738,6 +1750,14 @@ def dog(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def dogleg(
+    radius: Positive = 1.0,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    *,
+    maximize: bool = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def dowg(
     lr: NonNegative = 1.0,
     eps: Positive = 0.0001,
@@ -1894,6 +1914,22 @@ def galore(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def gauss_newton(
+    lr: NonNegative = 1.0,
+    damping: NonNegative = 0.001,
+    solve: Static[Solve] = "auto",
+    scaling: Literal['identity', 'diagonal'] = "identity",
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    weight_decay: NonNegative = 0.0,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def gpa_adamw(
     lr: NonNegative = 1.0,
     betas: Decays = (0.9, 0.999),
@@ -1954,6 +1990,19 @@ def gsam(
     adaptive: bool = False,
     eps: NonNegative = 1e-12,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def hessian_free(
+    lr: NonNegative = 1.0,
+    damping: Positive = 1.0,
+    max_steps: Static[Count] = 50,
+    stop: Literal['martens', 'never'] = "martens",
+    warm_start: Fraction = 0.95,
+    adapt: bool = True,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def hold_until(
@@ -2107,6 +2156,26 @@ def ldog(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def levenberg_marquardt(
+    damping: Positive = 0.001,
+    rule: Literal['nielsen', 'marquardt', 'thresholds'] = "nielsen",
+    scaling: Literal['identity', 'diagonal', 'running'] = "identity",
+    solve: Static[Solve] = "auto",
+    relative: bool = True,
+    geodesic: Positive | None = None,
+    accept: Scalar = 0.0,
+    low: NonNegative = 0.25,
+    high: NonNegative = 0.75,
+    up: Positive | None = None,
+    down: Positive | None = None,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def line_search(
@@ -2491,6 +2560,23 @@ def namo_d(
     ns_coefficients: Coefficients = "simple",
     ns_steps: Steps | None = None,
     fallback: GradientTransformation | None = None,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def natural_gradient(
+    lr: NonNegative = 1.0,
+    damping: NonNegative = 0.001,
+    fisher: Literal['type2', 'sampled', 'empirical'] = "type2",
+    solve: Static[Solve] = "auto",
+    likelihood: Likelihood | None = None,
+    samples: Static[Count] = 1,
+    seed: Static[int] = 0,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    weight_decay: NonNegative = 0.0,
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -3483,6 +3569,13 @@ def scale_by_dog(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_dogleg(
+    radius: Positive = 1.0,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_dowg(
     eps: Positive = 0.0001,
     init_estim_sq_dist: Positive | None = None,
@@ -3543,6 +3636,17 @@ def scale_by_ftrl(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_gauss_newton(
+    damping: NonNegative = 0.001,
+    solve: Static[Solve] = "auto",
+    scaling: Literal['identity', 'diagonal'] = "identity",
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_gradient_rms(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
@@ -3568,6 +3672,18 @@ def scale_by_hessian(
     hessian_power: Fraction = 1.0,
     update_period: Count = 1,
     spatial_average: bool = True,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_hessian_free(
+    lr: NonNegative = 1.0,
+    damping: Positive = 1.0,
+    max_steps: Static[Count] = 50,
+    stop: Literal['martens', 'never'] = "martens",
+    warm_start: Fraction = 0.95,
+    adapt: bool = True,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3662,6 +3778,25 @@ def scale_by_learning_rate(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_levenberg_marquardt(
+    damping: Positive = 0.001,
+    rule: Literal['nielsen', 'marquardt', 'thresholds'] = "nielsen",
+    scaling: Literal['identity', 'diagonal', 'running'] = "identity",
+    solve: Static[Solve] = "auto",
+    relative: bool = True,
+    geodesic: Positive | None = None,
+    accept: Scalar = 0.0,
+    low: NonNegative = 0.25,
+    high: NonNegative = 0.75,
+    up: Positive | None = None,
+    down: Positive | None = None,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_lion(
     betas: Decays = (0.9, 0.99),
     *,
@@ -3744,6 +3879,18 @@ def scale_by_nadam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     momentum_decay: NonNegative = 0.004,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_natural_gradient(
+    damping: NonNegative = 0.001,
+    fisher: Literal['type2', 'sampled', 'empirical'] = "type2",
+    solve: Static[Solve] = "auto",
+    likelihood: Likelihood | None = None,
+    samples: Static[Count] = 1,
+    seed: Static[int] = 0,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -4034,6 +4181,16 @@ def scale_by_spam(
     threshold: Positive = 5000.0,
     clip_after: NonNegativeInt = 20,
     every: Count = 500,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_spring(
+    lr: NonNegative = 0.001,
+    damping: Positive = 0.001,
+    mu: Decay = 0.99,
+    norm_constraint: Positive | None = 0.001,
+    centered: bool = False,
+    weights: Static[Weights | None] = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -4438,6 +4595,17 @@ def splus(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def spring(
+    lr: NonNegative = 0.001,
+    damping: Positive = 0.001,
+    mu: Decay = 0.99,
+    norm_constraint: Positive | None = 0.001,
+    centered: bool = False,
+    weights: Static[Weights | None] = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def srmm(

@@ -149,7 +149,9 @@ def _minimized(
 
     x, r = start, matvec(start) + g  # the gradient of q
     p, square = -r, dot(r, r)
-    goes_on = square > 0
+    # Steps from a residual of rounding errors gain nothing, and their derivatives divide by squares of these.
+    least = torch.finfo(g.dtype).eps ** 2 * dot(g, g)
+    goes_on = square > least
     steps = torch.zeros_like(square, dtype=torch.int64)
     models: list[Tensor] = [(dot(x, r) + dot(x, g)) / 2]
     for i in range(1, max_steps + 1):
@@ -164,7 +166,7 @@ def _minimized(
         p = torch.where(goes_on, -r + ratio(square, before).to(x) * p, p)
         steps = steps + goes_on
         models.append((dot(x, r) + dot(x, g)) / 2)
-        goes_on = goes_on & (square > 0)
+        goes_on = goes_on & (square > least)
         if stops:
             goes_on = goes_on & ~_has_converged(models, i)
     return Inner(x, steps, models[-1])

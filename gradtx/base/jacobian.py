@@ -170,7 +170,9 @@ class FunctionJacobian(Jacobian):
         self.is_constant = not follows[0]
 
     def times(self, vector: Tensor) -> Tensor:
-        return torch.func.jvp(self._function, (self._point,), (vector,))[1]
+        product = torch.func.jvp(self._function, (self._point,), (vector,))[1]
+        # Under vmap, torch's tangent of a number times a 0-d float32 tensor is float64.
+        return product.to(self.value.dtype)
 
     def transposed(self, vector: Tensor) -> Tensor:
         (product,) = self._pullback(vector, retain_graph=True)
@@ -180,7 +182,8 @@ class FunctionJacobian(Jacobian):
         def slope(point: Tensor) -> Tensor:
             return torch.func.jvp(self._function, (point,), (vector,))[1]
 
-        return torch.func.jvp(slope, (self._point,), (vector,))[1]
+        bend = torch.func.jvp(slope, (self._point,), (vector,))[1]
+        return bend.to(self.value.dtype)
 
     def _rows(self) -> Tensor:
         return _in_chunks(torch.vmap(self.transposed), self.value, self._entries)
