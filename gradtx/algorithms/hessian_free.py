@@ -120,8 +120,9 @@ def scale_by_hessian_free(
             bend = dot(x, problem.curvature_times(x))
             predicted = dot(problem.gradient, x) + bend / 2
             gain = _gain(problem, x, predicted)
-            grown = torch.where(gain < 0.25, 1.5, torch.where(gain > 0.75, 2 / 3, 1.0))
-            new_state["damping"] = (lam * grown).clamp(LEAST, MOST)
+            lowered = torch.where(gain > 0.75, lam * (2 / 3), lam)
+            adapted = torch.where(gain < 0.25, lam * 1.5, lowered)
+            new_state["damping"] = adapted.clamp(LEAST, MOST)
             report["gain"] = gain
         ctx.report(way, report)
         rate = torch.as_tensor(lr, dtype=x.dtype, device=x.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative, Positive, Scalar, Static
+from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
@@ -163,7 +164,7 @@ def scale_by_levenberg_marquardt(
 
     def _first(problem: CurvatureProblem) -> Tensor:
         """The first damping; 0, as before any step, if residuals are not finite."""
-        number = torch.as_tensor(damping, dtype=torch.float64)
+        number = exact(damping, problem.gradient.device)
         if not (relative and scaling == "identity"):
             return number
         largest = problem.diagonal_of_curvature.amax().to(torch.float64)
@@ -174,7 +175,7 @@ def scale_by_levenberg_marquardt(
         """The damping of the next step; unchanged where there is nothing to gain."""
         gain, taken = trial.gain, trial.taken
         _, low, high = bounds
-        up, down = factors
+        up, down = (exact(number, mu.device) for number in factors)
         if rule == "nielsen":
             shrunk: Any = mu * (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
             new_mu = torch.where(taken, shrunk, mu * growth)
