@@ -89,9 +89,9 @@ def test_diagnose_names_trials_that_are_nearly_always_rejected():
     calls = iter(range(1000))
 
     def worse():  # each call returns more than the last one
-        return residuals() * 1.1 ** next(calls)
+        return (residuals() + X.sin()) * 1.1 ** next(calls)
 
-    found = diagnosed(optimizer, 20, worse)["trials rejected"]
+    found = diagnosed(optimizer, 25, worse)["trials rejected"]
     assert found.figure == 1.0
     assert "rejected 10 of the last 10 measured trials" in str(found)
 
