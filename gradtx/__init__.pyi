@@ -115,6 +115,9 @@ from gradtx.checkpoint import load as load
 from gradtx.registry import load_lr_scheduler as load_lr_scheduler
 from gradtx.registry import load_optimizer as load_optimizer
 from gradtx.model_memory import memory as memory
+from gradtx.meta.fit import Fit as Fit
+from gradtx.meta.curve_fit import curve_fit as curve_fit
+from gradtx.meta.least_squares import least_squares as least_squares
 from gradtx.meta.minimize import minimize as minimize
 from gradtx.schedules import multistep_schedule as multistep_schedule
 from gradtx.models import muon_for as muon_for
@@ -175,6 +178,7 @@ __all__ = [
     "Decay",
     "Decays",
     "Finding",
+    "Fit",
     "Fraction",
     "Frame",
     "GradientTransformation",
@@ -291,6 +295,7 @@ __all__ = [
     "cosmos",
     "couple_pairs",
     "create_optimizer",
+    "curve_fit",
     "custom_fixed_point",
     "custom_root",
     "cyclic_schedule",
@@ -358,6 +363,7 @@ __all__ = [
     "lbfgs",
     "ldog",
     "learning_rate",
+    "least_squares",
     "line_search",
     "linear_schedule",
     "lion",
