@@ -137,6 +137,12 @@ OTHERS = [
         "Gradients of solutions and minima without the steps that lead to them, and steps of a module that have "
         "gradients. See also [which way to choose](../howto/meta-learning.md).",
     ),
+    Page(
+        "least_squares",
+        "Least squares and curve fits",
+        ("gradtx.meta.least_squares", "gradtx.meta.curve_fit", "gradtx.meta.fit"),
+        "Nonlinear least squares with standard errors, for one fit or for thousands at once.",
+    ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),
     Page("multitask", "Several losses", ("gradtx.multitask",)),

@@ -54,6 +54,7 @@ from gradtx.arguments import Count as Count
 from gradtx.arguments import Decay as Decay
 from gradtx.arguments import Decays as Decays
 from gradtx.watching.findings import Finding as Finding
+from gradtx.meta.fit import Fit as Fit
 from gradtx.arguments import Fraction as Fraction
 from gradtx.combinators.frame import Frame as Frame
 from gradtx.transform import GradientTransformation as GradientTransformation
@@ -90,6 +91,7 @@ from gradtx.schedules import cosine_schedule as cosine_schedule
 from gradtx.schedules import cosine_warm_restarts_schedule as cosine_warm_restarts_schedule
 from gradtx.schedules import cosine_warmup_restarts_schedule as cosine_warmup_restarts_schedule
 from gradtx.registry import create_optimizer as create_optimizer
+from gradtx.meta.curve_fit import curve_fit as curve_fit
 from gradtx.meta.implicit import custom_fixed_point as custom_fixed_point
 from gradtx.meta.implicit import custom_root as custom_root
 from gradtx.schedules import cyclic_schedule as cyclic_schedule
@@ -110,6 +112,7 @@ from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
 from gradtx.models import label_lora as label_lora
 from gradtx.functional import learning_rate as learning_rate
+from gradtx.meta.least_squares import least_squares as least_squares
 from gradtx.schedules import linear_schedule as linear_schedule
 from gradtx.checkpoint import load as load
 from gradtx.registry import load_lr_scheduler as load_lr_scheduler
@@ -175,6 +178,7 @@ __all__ = [
     "Decay",
     "Decays",
     "Finding",
+    "Fit",
     "Fraction",
     "Frame",
     "GradientTransformation",
@@ -291,6 +295,7 @@ __all__ = [
     "cosmos",
     "couple_pairs",
     "create_optimizer",
+    "curve_fit",
     "custom_fixed_point",
     "custom_root",
     "cyclic_schedule",
@@ -361,6 +366,7 @@ __all__ = [
     "lbfgs",
     "ldog",
     "learning_rate",
+    "least_squares",
     "levenberg_marquardt",
     "line_search",
     "linear_schedule",

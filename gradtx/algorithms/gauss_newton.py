@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from gradtx.arguments import Count, NonNegative, Static
 from gradtx.curvature.problem import problem_of
-from gradtx.curvature.solves import Damping, Solve, direction_of
+from gradtx.curvature.solves import Solve, direction_of
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.links.decay import with_decay
 from gradtx.rules import alias, whole_tree
@@ -89,9 +89,10 @@ def scale_by_gauss_newton(
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
         ctx.tell_loss(problem)
-        diagonal = problem.diagonal if scaling == "diagonal" else None
-        damped = Damping(damping, diagonal)
-        direction = direction_of(ctx, problem, solve, damped, max_steps, tolerance)
+        scaled = scaling == "diagonal"
+        direction = direction_of(
+            ctx, problem, solve, damping, scaled, max_steps, tolerance
+        )
         return problem.tree(direction), state, problem.tree(problem.gradient)
 
     return update

@@ -12,7 +12,7 @@ from gradtx.arguments import Count, Fraction, NonNegative, Positive, Static
 from gradtx.base import torch_names as _torch
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
-from gradtx.curvature.solves import Damping, chosen
+from gradtx.curvature.solves import chosen
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.curvature.trials import LEAST, MOST, dot
 from gradtx.maths.linear_solvers import ratio
@@ -109,7 +109,7 @@ def scale_by_hessian_free(
         problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
         ctx.tell_loss(problem)
         lam = state["damping"] if adapt else damping
-        way = chosen(problem, "cg", Damping(lam), max_steps, takes=("cg",))
+        way = chosen(problem, "cg", max_steps=max_steps, takes=("cg",))
         start = warm_start * problem.vector(state["solution"])
         inner = _minimized(problem, lam, start, max_steps, stop == "martens")
         x = inner.solution
@@ -120,8 +120,9 @@ def scale_by_hessian_free(
             bend = dot(x, problem.curvature_times(x))
             predicted = dot(problem.gradient, x) + bend / 2
             gain = _gain(problem, x, predicted)
-            grown = torch.where(gain < 0.25, 1.5, torch.where(gain > 0.75, 2 / 3, 1.0))
-            new_state["damping"] = (lam * grown).clamp(LEAST, MOST)
+            lowered = torch.where(gain > 0.75, lam * (2 / 3), lam)
+            adapted = torch.where(gain < 0.25, lam * 1.5, lowered)
+            new_state["damping"] = adapted.clamp(LEAST, MOST)
             report["gain"] = gain
         ctx.report(way, report)
         rate = torch.as_tensor(lr, dtype=x.dtype, device=x.device)

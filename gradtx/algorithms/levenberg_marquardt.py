@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative, Positive, Scalar, Static
+from gradtx.base.exact import exact
+from gradtx.base.torch_names import readable
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import Damping, Solve, chosen, solved
@@ -129,11 +131,12 @@ def scale_by_levenberg_marquardt(
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms)
         ctx.tell_loss(problem)
+        way = chosen(problem, solve, max_steps=max_steps, tolerance=tolerance)
         diagonal = _diagonal(problem, state)
         mu = state["damping"]
-        mu = torch.where(mu == 0, _first(problem), mu)
+        if not (readable(mu) and mu.device.type == "cpu" and mu > 0):
+            mu = torch.where(mu == 0, _first(problem), mu)
         damped = Damping(mu, diagonal)
-        way = chosen(problem, solve, damped, max_steps, tolerance)
         solution = solved(way, problem, damped)
         h = -solution.direction
         weight = 1.0 if diagonal is None else diagonal
@@ -161,7 +164,7 @@ def scale_by_levenberg_marquardt(
 
     def _first(problem: CurvatureProblem) -> Tensor:
         """The first damping; 0, as before any step, if residuals are not finite."""
-        number = torch.as_tensor(damping, dtype=torch.float64)
+        number = exact(damping, problem.gradient.device)
         if not (relative and scaling == "identity"):
             return number
         largest = problem.diagonal_of_curvature.amax().to(torch.float64)
@@ -172,7 +175,7 @@ def scale_by_levenberg_marquardt(
         """The damping of the next step; unchanged where there is nothing to gain."""
         gain, taken = trial.gain, trial.taken
         _, low, high = bounds
-        up, down = factors
+        up, down = (exact(number, mu.device) for number in factors)
         if rule == "nielsen":
             shrunk: Any = mu * (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
             new_mu = torch.where(taken, shrunk, mu * growth)

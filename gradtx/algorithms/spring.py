@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.arguments import Decay, NonNegative, Positive, Static
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
-from gradtx.curvature.solves import Damping, chosen, widened
+from gradtx.curvature.solves import chosen, widened
 from gradtx.curvature.terms import Terms, Weights, checked_weights
 from gradtx.maths.entries import quotient
 from gradtx.rules import alias, whole_tree
@@ -89,7 +89,7 @@ def scale_by_spring(
     def update(updates, state, params, ctx):
         takes = ("residual_fn", "outputs_fn")
         problem = problem_of(ctx, params, terms, takes, has_loss=False)
-        way = chosen(problem, "kernel", Damping(damping), takes=("kernel",))
+        way = chosen(problem, "kernel", takes=("kernel",))
         ctx.report(way, {})
         rows, errors = _samples(problem, ctx)
         before = problem.vector(state["previous"])

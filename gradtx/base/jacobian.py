@@ -79,6 +79,18 @@ class Jacobian:
         """The matrix J, of shape [m, n]."""
         return self._columns().mT if self.is_tall else self._rows()
 
+    def squares_of_columns(self) -> Tensor:
+        """Return the sum of squares of each column, without the whole matrix if this is large."""
+        m, n = self.size
+        if "rows" in self.__dict__ or m * n <= ON_DEVICE:
+            return self.rows.square().sum(0)
+        total = torch.zeros_like(self.transposed(self.value))
+        for i in range(m):
+            unit = torch.zeros_like(self.value)
+            unit[i] = 1.0
+            total += self.transposed(unit).square()
+        return total
+
     def kept(self) -> Jacobian | None:
         """Return it without what it is computed from, if its rows are known and no second derivative was asked for."""
         if "rows" not in self.__dict__ or self._bends:
@@ -198,7 +210,7 @@ class GraphJacobian(Jacobian):
         self.value = value.detach()
 
     @functools.cached_property
-    def is_constant(self) -> bool:  # type: ignore[override]
+    def is_constant(self) -> bool:
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 self._traced,

@@ -174,6 +174,39 @@ def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
     )
 
 
+def register(kind: type, children: Sequence[str], constants: Sequence[str]) -> None:
+    """Make a dataclass a tree, which `torch.vmap` may return.
+
+    Args:
+        kind: The class.
+        children: Its fields that are trees.
+        constants: Its other fields.
+    """
+
+    def names_in(instance: Any) -> list[str]:
+        # None would be a leaf, which torch.vmap does not return.
+        return [name for name in children if getattr(instance, name) is not None]
+
+    def flatten_fields(instance: Any) -> tuple[list[Any], Any]:
+        names = names_in(instance)
+        others = {name: getattr(instance, name) for name in constants}
+        return [getattr(instance, name) for name in names], (names, others)
+
+    def with_keys(instance: Any) -> tuple[list[tuple[Any, Any]], Any]:
+        trees, (names, others) = flatten_fields(instance)
+        keys = map(_pytree.GetAttrKey, names)
+        return list(zip(keys, trees, strict=True)), (names, others)
+
+    def rebuilt(trees: Iterable[Any], context: Any) -> Any:
+        names, others = context
+        fields = dict.fromkeys(children) | dict(zip(names, trees, strict=True))
+        return kind(**fields, **others)
+
+    _pytree.register_pytree_node(
+        kind, flatten_fields, rebuilt, flatten_with_keys_fn=with_keys
+    )
+
+
 def _dotted(path: Sequence[Any]) -> str:
     """Return the name of a leaf; a single key that is a string stays the same object."""
     keys = list(map(_key, path))

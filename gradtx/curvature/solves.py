@@ -124,7 +124,7 @@ def bytes_of(name: str, m: int, n: int, width: int) -> tuple[int, int]:
 def chosen(
     problem: CurvatureProblem,
     solve: str,
-    damping: Damping,
+    is_damped: bool = True,
     max_steps: int = 100,
     tolerance: float | None = None,
     takes: tuple[str, ...] = NAMES,
@@ -146,8 +146,8 @@ def chosen(
             )
     name = solve
     if solve == "auto":
-        name = _fitting(takes, m, n, damping, width, limit)
-    if damping.is_off and name not in ("qr", "dense"):
+        name = _fitting(takes, m, n, is_damped, width, limit)
+    if not is_damped and name not in ("qr", "dense"):
         raise ValueError(
             f"{who}: damping=0.0 asks for the step of least norm, which solve={name!r} does not compute; use "
             "solve='qr' or 'dense', or a damping above 0"
@@ -168,10 +168,10 @@ def chosen(
 
 
 def _fitting(
-    takes: tuple[str, ...], m: int, n: int, damping: Damping, width: int, limit: float
+    takes: tuple[str, ...], m: int, n: int, is_damped: bool, width: int, limit: float
 ) -> str:
     """Return the most accurate way that is cheap for these sizes."""
-    if damping.is_off:
+    if not is_damped:
         return "qr" if "qr" in takes else "dense"
     wanted = ["cg"]
     if n > m:
@@ -385,17 +385,28 @@ def direction_of(
     ctx: Any,
     problem: CurvatureProblem,
     solve: str,
-    damping: Damping,
+    damping: Any,
+    scaled: bool,
     max_steps: int,
     tolerance: float | None,
 ) -> Tensor:
     """Return (J^T H J + lam D)^-1 g, NaN where the matrix has no factor and the host cannot read that.
 
+    Args:
+        ctx: The context of the link.
+        problem: The loss.
+        solve: How to solve.
+        damping: lam.
+        scaled: Whether D is the diagonal of J^T H J; else it is the identity.
+        max_steps, tolerance: Of "cg" and "lsmr".
+
     Raises:
         RuntimeError: If the matrix has no factor.
     """
-    way = chosen(problem, solve, damping, max_steps, tolerance)
-    solution = solved(way, problem, damping)
-    check_definite(way, problem, solution, damping)
+    is_damped = not Damping(damping).is_off
+    way = chosen(problem, solve, is_damped, max_steps, tolerance)
+    damped = Damping(damping, problem.diagonal if scaled else None)
+    solution = solved(way, problem, damped)
+    check_definite(way, problem, solution, damped)
     ctx.report(way, solution.measured)
     return torch.where(solution.failed, torch.nan, solution.direction)

@@ -63,7 +63,8 @@ def minimize(
 
     Raises:
         TypeError: If `tx` is not a transformation, or if an option of `custom_root` is unknown.
-        ValueError: If `steps` or `until` is out of range, or if the loss is not 0-d; also the errors of `custom_root`.
+        ValueError: If `steps` or `until` is out of range, if the loss is not 0-d, or if `tx` needs residuals, which
+            `least_squares` takes; also the errors of `custom_root`.
 
     A warning says if `until` is not reached within `steps`.
 
@@ -105,6 +106,12 @@ def minimize(
 
 def _check(tx: Any, steps: Any, until: Any) -> None:
     check_transformation("minimize", "tx", tx)
+    kinds, _ = tx._requirements()
+    if "residual_fn" in kinds:
+        raise ValueError(
+            f"minimize: {tx._name} steps by residuals, and the loss alone does not tell the residuals; call "
+            "least_squares(residual_fn, start, ..., tx=...)"
+        )
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"minimize: steps must be in [1, inf), got {describe(steps)}")
     if until is None or callable(until):
