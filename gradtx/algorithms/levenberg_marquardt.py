@@ -160,7 +160,9 @@ def scale_by_levenberg_marquardt(
             return None
         if scaling == "diagonal":
             return problem.diagonal
-        return torch.maximum(problem.vector(state["diagonal"]), problem.diagonal)
+        before, now = problem.vector(state["diagonal"]), problem.diagonal
+        # Residuals that are not finite once do not stay in the maximum.
+        return torch.maximum(before, torch.where(now.isfinite(), now, before))
 
     def _first(problem: CurvatureProblem) -> Tensor:
         """The first damping; 0, as before any step, if residuals are not finite."""
