@@ -211,13 +211,15 @@ def solved(
 
 def _least_norm(problem: CurvatureProblem, right: Tensor) -> Solved:
     """The solution of least norm: pinv(J) r for residuals, pinv(J^T H J) J^T h for outputs."""
-    rows = problem.jacobian.rows
+    is_finite = problem.gradient.isfinite().all()
+    # Singular values of what is not finite are an error of torch.
+    rows = torch.where(is_finite, problem.jacobian.rows, 0.0)
     if isinstance(problem, OutputProblem):
-        matrix = rows.mT @ problem.weighted_rows
+        matrix = rows.mT @ torch.where(is_finite, problem.weighted_rows, 0.0)
         direction = torch.linalg.pinv(matrix, hermitian=True) @ (rows.mT @ right)
     else:
         direction = torch.linalg.pinv(rows) @ right
-    return Solved(direction, torch.zeros_like(direction[0], dtype=torch.bool), {})
+    return Solved(direction, ~is_finite, {})
 
 
 def _by_qr(
