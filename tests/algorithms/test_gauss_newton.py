@@ -385,3 +385,10 @@ def test_the_order_of_leaves_changes_no_bit():
     one = updates_of(gradtx.gauss_newton(damping=0.1), params, residual_fn=sorted_fn)
     other = updates_of(gradtx.gauss_newton(damping=0.1), reversed_, residual_fn=sorted_fn)
     assert all(torch.equal(one[name], other[name]) for name in params)
+
+
+def test_without_damping_residuals_that_are_nan_give_updates_that_are_nan():
+    params = start_of()
+    for m in (4, 12):
+        fn = lambda p, m=m: residuals_of(m)(p) * torch.nan  # noqa: E731
+        assert vector_of(updates_of(gradtx.gauss_newton(damping=0.0), params, residual_fn=fn)).isnan().all()
