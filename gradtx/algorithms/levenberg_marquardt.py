@@ -200,7 +200,9 @@ def _diagonal(problem: CurvatureProblem, scaling: str, state: Any) -> Tensor | N
         return None
     if scaling == "diagonal":
         return problem.diagonal
-    return torch.maximum(problem.vector(state["diagonal"]), problem.diagonal)
+    before, now = problem.vector(state["diagonal"]), problem.diagonal
+    # Residuals that are not finite once do not stay in the maximum.
+    return torch.maximum(before, torch.where(now.isfinite(), now, before))
 
 
 def _first(problem: CurvatureProblem, damping: Any, is_relative: bool) -> Tensor:

@@ -288,7 +288,7 @@ class GraphJacobian(Jacobian):
             )
             for gradient, source in zip(gradients, self._sources, strict=True):
                 if gradient is None:
-                    gradient = source.new_zeros(()).expand(*leading, *source.shape)
+                    gradient = source.new_zeros(()).expand((*leading, *source.shape))
                 part = gradient.reshape(*leading, source.numel())
                 parts.append(part.to(self.joint.device, self.joint.dtype))
             return torch.cat(parts, dim=-1)

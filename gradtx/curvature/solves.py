@@ -211,13 +211,15 @@ def solved(
 
 def _least_norm(problem: CurvatureProblem, right: Tensor) -> Solved:
     """The solution of least norm: pinv(J) r for residuals, pinv(J^T H J) J^T h for outputs."""
-    rows = problem.jacobian.rows
+    is_finite = problem.gradient.isfinite().all()
+    # Singular values of what is not finite are an error of torch.
+    rows = torch.where(is_finite, problem.jacobian.rows, 0.0)
     if isinstance(problem, OutputProblem):
-        matrix = rows.mT @ problem.weighted_rows
+        matrix = rows.mT @ torch.where(is_finite, problem.weighted_rows, 0.0)
         direction = torch.linalg.pinv(matrix, hermitian=True) @ (rows.mT @ right)
     else:
         direction = torch.linalg.pinv(rows) @ right
-    return Solved(direction, torch.zeros_like(direction[0], dtype=torch.bool), {})
+    return Solved(direction, ~is_finite, {})
 
 
 def _by_qr(
@@ -293,7 +295,7 @@ def _by_cg(
         way.max_steps,
     )
     report = linear_solvers.cg_with_report(system)
-    return Solved(report.x, _no(right), _progress(way, report))
+    return Solved(report.x, _is_broken(problem), _progress(way, report))
 
 
 def _by_lsmr(
@@ -313,7 +315,7 @@ def _by_lsmr(
         tolerance=_tolerance(way, right),
         max_steps=way.max_steps,
     )
-    return Solved(scaled(report.x), _no(right), _progress(way, report))
+    return Solved(scaled(report.x), _is_broken(problem), _progress(way, report))
 
 
 _SOLVES: dict[str, Callable[[Chosen, CurvatureProblem, Damping, Tensor], Solved]] = {
@@ -352,6 +354,11 @@ def _condition(diagonal: Tensor) -> dict[str, Tensor]:
     return {"condition": sizes.amax() / sizes.amin()}
 
 
+def _is_broken(problem: CurvatureProblem) -> Tensor:
+    """Whether residuals or their Jacobian are not finite: iterations end at once then, at a step of 0."""
+    return ~problem.gradient.isfinite().all()
+
+
 def _no(like: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.bool, device=like.device)
 
@@ -367,9 +374,7 @@ def check_definite(
     failed = solution.failed
     if not _torch.readable(failed) or not bool(failed):
         return
-    if not bool(
-        problem.jacobian.rows.isfinite().all() & problem.right.isfinite().all()
-    ):
+    if bool(_is_broken(problem)):
         return
     raise RuntimeError(
         f"{way.who}: the matrix of solve={way.name!r} is not positive definite to working precision with damping "
