@@ -156,7 +156,7 @@ def fitted(
     dims: Sequence[int | None] | None,
     absolute_sigma: bool,
 ) -> Fit:
-    """Fitter, and return the fit.
+    """Search, and return the fit.
 
     Args:
         fitter: How to search.

@@ -150,6 +150,19 @@ def test_until_replaces_the_test_of_convergence():
     assert not fit.converged
 
 
+def test_each_member_of_a_batch_stops_where_the_condition_holds():
+    def until(params, gradient, loss):
+        return loss < 0.5
+
+    fit = gradtx.curve_fit(decay, X, Y, START, until=until)
+    alone = [gradtx.curve_fit(decay, X, y, START, until=until) for y in Y]
+    assert fit.steps.tolist() == [each.steps.item() for each in alone]
+    close(stacked(fit.params), torch.stack([stacked(each.params) for each in alone]))
+    with pytest.warns(UserWarning, match="12 of 12 fits have not converged"):
+        fit = gradtx.curve_fit(decay, X, Y, START, until=lambda params, gradient, loss: loss < 0, steps=200)
+    assert (fit.steps < 200).all()  # nothing is left to gain
+
+
 @pytest.mark.parametrize(
     "tx",
     [gradtx.gauss_newton(), gradtx.dogleg(), gradtx.line_search(gradtx.gauss_newton())],
