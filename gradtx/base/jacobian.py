@@ -170,13 +170,26 @@ class FunctionJacobian(Jacobian):
         self.is_constant = not follows[0]
 
     def times(self, vector: Tensor) -> Tensor:
-        product = torch.func.jvp(self._function, (self._point,), (vector,))[1]
-        # Under vmap, torch's tangent of a number times a 0-d float32 tensor is float64.
-        return product.to(self.value.dtype)
+        (product,) = self._forward(vector.to(self._point.dtype))
+        return product
 
     def transposed(self, vector: Tensor) -> Tensor:
         (product,) = self._pullback(vector, retain_graph=True)
         return product
+
+    @functools.cached_property
+    def _forward(self) -> Any:
+        """The function v -> (J v,), by a backward pass of the backward pass, which is linear.
+
+        It takes half the time of a forward mode, whose tangents of constants torch computes in Python, and needs none.
+        """
+
+        def pulled_back(vector: Tensor) -> Tensor:
+            return self._pullback(vector)[0]
+
+        pulled: Any = torch.func.vjp(pulled_back, torch.zeros_like(self.value))
+        _, forward = pulled
+        return forward
 
     def second(self, vector: Tensor) -> Tensor:
         def slope(point: Tensor) -> Tensor:
