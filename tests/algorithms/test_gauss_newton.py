@@ -51,8 +51,9 @@ def test_every_solve_is_the_dense_form_for_all_shapes_ranks_and_dampings(seed, m
     J, r = jacobian_of(fn, params), fn(params)
     options = TO_THE_END if solve in ITERATIVE else {}
     found = direction(fn, params, damping=damping, scaling=scaling, solve=solve, **options)
-    # Errors of the normal equations grow with their condition, at most 1e8 here.
-    assert_near(found, damped_solution(J, r, damping, scaling), 1e-7 if solve in (*ITERATIVE, "dense") else 1e-9)
+    # Errors of normal equations grow with their condition, as do those of the kernel of few residuals.
+    is_exact = solve == "qr" or (solve == "auto" and m >= 9)
+    assert_near(found, damped_solution(J, r, damping, scaling), 1e-9 if is_exact else 1e-7)
 
 
 @pytest.mark.parametrize("solve", [*DIRECT, *ITERATIVE])
