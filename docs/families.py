@@ -93,6 +93,17 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "psgd": ("PSGD", ("psgd",)),
     "quasi_newton": ("Curvature", ("lbfgs", "sophia", "adahessian", "apollo")),
+    "least_squares": (
+        "Least squares, and curvature of the model",
+        (
+            "gauss_newton",
+            "levenberg_marquardt",
+            "dogleg",
+            "natural_gradient",
+            "spring",
+            "hessian_free",
+        ),
+    ),
     "d_adaptation": ("D-Adaptation", ("dadapt",)),
     "parameter_free": (
         "Without a learning rate",

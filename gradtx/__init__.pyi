@@ -54,6 +54,7 @@ from gradtx.arguments import Count as Count
 from gradtx.arguments import Decay as Decay
 from gradtx.arguments import Decays as Decays
 from gradtx.watching.findings import Finding as Finding
+from gradtx.meta.fit import Fit as Fit
 from gradtx.arguments import Fraction as Fraction
 from gradtx.combinators.frame import Frame as Frame
 from gradtx.transform import GradientTransformation as GradientTransformation
@@ -90,6 +91,7 @@ from gradtx.schedules import cosine_schedule as cosine_schedule
 from gradtx.schedules import cosine_warm_restarts_schedule as cosine_warm_restarts_schedule
 from gradtx.schedules import cosine_warmup_restarts_schedule as cosine_warmup_restarts_schedule
 from gradtx.registry import create_optimizer as create_optimizer
+from gradtx.meta.curve_fit import curve_fit as curve_fit
 from gradtx.meta.implicit import custom_fixed_point as custom_fixed_point
 from gradtx.meta.implicit import custom_root as custom_root
 from gradtx.schedules import cyclic_schedule as cyclic_schedule
@@ -110,14 +112,12 @@ from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
 from gradtx.models import label_lora as label_lora
 from gradtx.functional import learning_rate as learning_rate
+from gradtx.meta.least_squares import least_squares as least_squares
 from gradtx.schedules import linear_schedule as linear_schedule
 from gradtx.checkpoint import load as load
 from gradtx.registry import load_lr_scheduler as load_lr_scheduler
 from gradtx.registry import load_optimizer as load_optimizer
 from gradtx.model_memory import memory as memory
-from gradtx.meta.fit import Fit as Fit
-from gradtx.meta.curve_fit import curve_fit as curve_fit
-from gradtx.meta.least_squares import least_squares as least_squares
 from gradtx.meta.minimize import minimize as minimize
 from gradtx.schedules import multistep_schedule as multistep_schedule
 from gradtx.models import muon_for as muon_for
@@ -313,6 +313,7 @@ __all__ = [
     "dion2",
     "distributed_shampoo",
     "dog",
+    "dogleg",
     "dowg",
     "dpsgd",
     "eagerly",
@@ -331,6 +332,7 @@ __all__ = [
     "fromage",
     "ftrl",
     "galore",
+    "gauss_newton",
     "get",
     "get_chebyshev_schedule",
     "get_supported_lr_schedulers",
@@ -342,6 +344,7 @@ __all__ = [
     "grokfast_adamw",
     "gsam",
     "half_life_schedule",
+    "hessian_free",
     "hold_until",
     "hold_until_rectified",
     "hutchinson_hessian_diag",
@@ -364,6 +367,7 @@ __all__ = [
     "ldog",
     "learning_rate",
     "least_squares",
+    "levenberg_marquardt",
     "line_search",
     "linear_schedule",
     "lion",
@@ -403,6 +407,7 @@ __all__ = [
     "nadam",
     "namo",
     "namo_d",
+    "natural_gradient",
     "nero",
     "noise_scale",
     "noisy_sgd",
@@ -526,6 +531,7 @@ __all__ = [
     "scale_by_dion",
     "scale_by_distributed_shampoo",
     "scale_by_dog",
+    "scale_by_dogleg",
     "scale_by_dowg",
     "scale_by_factored_rms",
     "scale_by_factored_rms_torch",
@@ -533,10 +539,12 @@ __all__ = [
     "scale_by_fira",
     "scale_by_focus",
     "scale_by_ftrl",
+    "scale_by_gauss_newton",
     "scale_by_gradient_rms",
     "scale_by_gravity",
     "scale_by_gsnr",
     "scale_by_hessian",
+    "scale_by_hessian_free",
     "scale_by_inverse_time",
     "scale_by_kate",
     "scale_by_kl_shampoo",
@@ -549,6 +557,7 @@ __all__ = [
     "scale_by_lbfgs",
     "scale_by_ldog",
     "scale_by_learning_rate",
+    "scale_by_levenberg_marquardt",
     "scale_by_lion",
     "scale_by_local_smoothness",
     "scale_by_lora_rite",
@@ -559,6 +568,7 @@ __all__ = [
     "scale_by_msvag",
     "scale_by_muown",
     "scale_by_nadam",
+    "scale_by_natural_gradient",
     "scale_by_neuron_norm",
     "scale_by_norm_ratio",
     "scale_by_nuclear_norm",
@@ -591,6 +601,7 @@ __all__ = [
     "scale_by_soap",
     "scale_by_sophia",
     "scale_by_spam",
+    "scale_by_spring",
     "scale_by_srmm",
     "scale_by_stable_adam",
     "scale_by_stateful",
@@ -633,6 +644,7 @@ __all__ = [
     "spam",
     "spectral_sphere",
     "splus",
+    "spring",
     "srmm",
     "stable_adamw",
     "stable_spam",
@@ -1744,6 +1756,14 @@ def dog(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def dogleg(
+    radius: Positive = 1.0,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    *,
+    maximize: bool = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def dowg(
     lr: NonNegative = 1.0,
     eps: Positive = 0.0001,
@@ -1900,6 +1920,22 @@ def galore(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def gauss_newton(
+    lr: NonNegative = 1.0,
+    damping: NonNegative = 0.001,
+    solve: Static[Solve] = "auto",
+    scaling: Literal['identity', 'diagonal'] = "identity",
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    weight_decay: NonNegative = 0.0,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def gpa_adamw(
     lr: NonNegative = 1.0,
     betas: Decays = (0.9, 0.999),
@@ -1960,6 +1996,19 @@ def gsam(
     adaptive: bool = False,
     eps: NonNegative = 1e-12,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def hessian_free(
+    lr: NonNegative = 1.0,
+    damping: Positive = 1.0,
+    max_steps: Static[Count] = 50,
+    stop: Literal['martens', 'never'] = "martens",
+    warm_start: Fraction = 0.95,
+    adapt: bool = True,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def hold_until(
@@ -2113,6 +2162,26 @@ def ldog(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def levenberg_marquardt(
+    damping: Positive = 0.001,
+    rule: Literal['nielsen', 'marquardt', 'thresholds'] = "nielsen",
+    scaling: Literal['identity', 'diagonal', 'running'] = "identity",
+    solve: Static[Solve] = "auto",
+    relative: bool = True,
+    geodesic: Positive | None = None,
+    accept: Scalar = 0.0,
+    low: NonNegative = 0.25,
+    high: NonNegative = 0.75,
+    up: Positive | None = None,
+    down: Positive | None = None,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def line_search(
@@ -2497,6 +2566,23 @@ def namo_d(
     ns_coefficients: Coefficients = "simple",
     ns_steps: Steps | None = None,
     fallback: GradientTransformation | None = None,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def natural_gradient(
+    lr: NonNegative = 1.0,
+    damping: NonNegative = 0.001,
+    fisher: Literal['type2', 'sampled', 'empirical'] = "type2",
+    solve: Static[Solve] = "auto",
+    likelihood: Likelihood | None = None,
+    samples: Static[Count] = 1,
+    seed: Static[int] = 0,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    weight_decay: NonNegative = 0.0,
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -3489,6 +3575,13 @@ def scale_by_dog(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_dogleg(
+    radius: Positive = 1.0,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_dowg(
     eps: Positive = 0.0001,
     init_estim_sq_dist: Positive | None = None,
@@ -3549,6 +3642,17 @@ def scale_by_ftrl(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_gauss_newton(
+    damping: NonNegative = 0.001,
+    solve: Static[Solve] = "auto",
+    scaling: Literal['identity', 'diagonal'] = "identity",
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_gradient_rms(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
@@ -3574,6 +3678,18 @@ def scale_by_hessian(
     hessian_power: Fraction = 1.0,
     update_period: Count = 1,
     spatial_average: bool = True,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_hessian_free(
+    lr: NonNegative = 1.0,
+    damping: Positive = 1.0,
+    max_steps: Static[Count] = 50,
+    stop: Literal['martens', 'never'] = "martens",
+    warm_start: Fraction = 0.95,
+    adapt: bool = True,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3668,6 +3784,25 @@ def scale_by_learning_rate(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_levenberg_marquardt(
+    damping: Positive = 0.001,
+    rule: Literal['nielsen', 'marquardt', 'thresholds'] = "nielsen",
+    scaling: Literal['identity', 'diagonal', 'running'] = "identity",
+    solve: Static[Solve] = "auto",
+    relative: bool = True,
+    geodesic: Positive | None = None,
+    accept: Scalar = 0.0,
+    low: NonNegative = 0.25,
+    high: NonNegative = 0.75,
+    up: Positive | None = None,
+    down: Positive | None = None,
+    reduction: Static[Reduction] = "sum",
+    weights: Static[Weights | None] = None,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_lion(
     betas: Decays = (0.9, 0.99),
     *,
@@ -3750,6 +3885,18 @@ def scale_by_nadam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     momentum_decay: NonNegative = 0.004,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_natural_gradient(
+    damping: NonNegative = 0.001,
+    fisher: Literal['type2', 'sampled', 'empirical'] = "type2",
+    solve: Static[Solve] = "auto",
+    likelihood: Likelihood | None = None,
+    samples: Static[Count] = 1,
+    seed: Static[int] = 0,
+    max_steps: Static[Count] = 100,
+    tolerance: Static[float | None] = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -4040,6 +4187,16 @@ def scale_by_spam(
     threshold: Positive = 5000.0,
     clip_after: NonNegativeInt = 20,
     every: Count = 500,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_spring(
+    lr: NonNegative = 0.001,
+    damping: Positive = 0.001,
+    mu: Decay = 0.99,
+    norm_constraint: Positive | None = 0.001,
+    centered: bool = False,
+    weights: Static[Weights | None] = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -4444,6 +4601,17 @@ def splus(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def spring(
+    lr: NonNegative = 0.001,
+    damping: Positive = 0.001,
+    mu: Decay = 0.99,
+    norm_constraint: Positive | None = 0.001,
+    centered: bool = False,
+    weights: Static[Weights | None] = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def srmm(

@@ -1124,8 +1124,16 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs`, `extras`, `rate`, `sign`, `length`, `amplifies` and
-    `capturable`, which defaults to False here.
+    accepts and returns such dicts. The options are `needs`, `extras`, `rate`, `sign`, `length`, `amplifies`, `owns_lr`
+    and `capturable`, which defaults to False here, and two more:
+
+    Args:
+        makes_gradient: Whether the functions compute the gradient from extras, whatever the updates are. `update` then
+            returns `(updates, state, gradients)`, of which later links read the gradients as `ctx.grad`.
+        closure: The extra as which an optimizer passes the closure of `step(closure)`, which then calls no backward.
+
+    Extras have two more kinds: "function" of the parameters, in an optimizer without arguments, and "outputs", a tensor
+    of any shape. `ctx.linearized(extra, ...)` returns the Jacobian of what a function returns.
     """
     return _decorated("whole_tree", "tree", function, options)
 

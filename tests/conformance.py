@@ -135,9 +135,10 @@ def residuals(params: Mapping[str, Tensor]) -> Tensor:
     parts = []
     for name in sorted(params):
         p = params[name].to(torch.promote_types(params[name].dtype, torch.float32))
-        parts += [0.6 * p + 0.3 * p.sin() + _offset(name, p), 0.2 * p.square() - 0.1]
-    total = 0.1 * sum((params[name].double().sum() for name in sorted(params)), torch.zeros(()))
-    return torch.cat([part.reshape(-1).double() for part in (*parts, total)])
+        offset = torch.as_tensor(_offset(name, p)).to(p)
+        parts += [0.6 * p + 0.3 * p.sin() + offset, 0.2 * p.square() - 0.1]
+    total = torch.stack([0.1 * part.sum() for part in parts[1::2]]).sum()
+    return torch.cat([part.reshape(-1) for part in (*parts, total)])
 
 
 def loss_of_outputs(outputs: Tensor) -> Tensor:

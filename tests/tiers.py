@@ -142,7 +142,6 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "of each kind": conformance.of_each_kind,
     "one of each kind": _named(conformance.all_cases, ONE_OF_EACH_KIND),
     "chosen aliases": conformance.chosen_aliases,
-    "plain aliases": _plain_aliases,
     "plain aliases that take gradients": _some(_plain_aliases, _takes_gradients),
     "all aliases": _some(conformance.all_cases, lambda case: case.factory.spec.kind == "alias"),
     "aliases of each kind": _some(conformance.of_each_kind, lambda case: case in _plain_aliases()),
@@ -152,7 +151,11 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "plain costly that estimate nothing": _some(
         conformance.costly_cases, lambda case: not case.label, _estimates_nothing
     ),
-    "plain that estimate nothing": _some(conformance.plain_cases, _estimates_nothing),
+    # The pretended device of the tests runs neither forward derivatives nor graphs of graphs.
+    "plain that take gradients": _some(conformance.plain_cases, _takes_gradients),
+    "plain that take gradients and estimate nothing": _some(
+        conformance.plain_cases, _takes_gradients, _estimates_nothing
+    ),
     "lean that estimate nothing": _some(conformance.lean_cases, _estimates_nothing),
     "lean that round nothing and call no gradient": _some(
         conformance.lean_cases, _rounds_nothing, _needs_none_of("grad_fn"), _estimates_nothing, _takes_gradients
@@ -169,10 +172,15 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "readers of the count": _named(conformance.lean_cases, READERS_OF_THE_COUNT),
     "readers of the loss": _named(_plain_aliases, READERS_OF_THE_LOSS),
     "plain without a closure": _some(conformance.plain_cases, _needs_none_of("grad_fn", "value_fn", "hessian_diag")),
+    "plain that take gradients, without a closure": _some(
+        conformance.plain_cases, _takes_gradients, _needs_none_of("grad_fn", "value_fn", "hessian_diag")
+    ),
     # A scaler scales the loss, not gradients of single examples.
-    "plain that a scaler scales": _some(conformance.plain_cases, _needs_none_of("grad_fn", "grad_sample", "value_fn")),
-    "plain that a scaler scales, without a closure": _some(
-        conformance.plain_cases, _needs_none_of("grad_fn", "value_fn", "hessian_diag", "grad_sample")
+    "plain that a scaler scales": _some(
+        conformance.plain_cases, _takes_gradients, _needs_none_of("grad_fn", "grad_sample", "value_fn")
+    ),
+    "plain that take gradients and a scaler scales": _some(
+        conformance.plain_cases, _takes_gradients, _needs_none_of("grad_fn", "value_fn", "hessian_diag", "grad_sample")
     ),
     "adamw": _some(conformance.plain_cases, lambda case: case.factory is gradtx.adamw),
     "chosen of each kind": _some(conformance.chosen_aliases, lambda case: str(case) in conformance.OF_EACH_KIND),
@@ -271,28 +279,38 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "gpu.test_conformance": {
         "test_steps_equal_those_on_the_cpu_wait_for_nothing_and_can_be_captured": (
-            "plain", "of each kind + first third of links", "a few",
+            "plain that take gradients", "of each kind + first third of links", "a few",
         ),
-        "test_pure_updates_equal_those_on_the_cpu": ("plain", "of each kind", "a few"),
+        "test_pure_updates_equal_those_on_the_cpu": ("plain that take gradients", "of each kind", "a few"),
     },
     "gpu.test_kernels": {
-        "test_an_optimizer_equals_lists": ("plain aliases", "aliases of each kind", ""),
+        "test_an_optimizer_equals_lists": ("plain aliases that take gradients", "aliases of each kind", ""),
     },
     "gpu.test_watch": {
-        "test_a_watch_keeps_bits_and_waits_for_nothing_at_other_steps": ("plain", "of each kind", "a few"),
+        "test_a_watch_keeps_bits_and_waits_for_nothing_at_other_steps": (
+            "plain that take gradients", "of each kind", "a few",
+        ),
     },
     "gpu.test_ways": {
         "test_steps_under_a_grad_scaler_equal_those_on_the_cpu": (
-            "plain that a scaler scales, without a closure", "one of each kind", "a few",
+            "plain that take gradients and a scaler scales", "one of each kind", "a few",
         ),
-        "test_late_and_missing_gradients": ("plain", "one of each kind", "a few"),
-        "test_leaves_on_two_devices_step_as_on_one": ("plain without a closure", "one of each kind", "a few"),
-        "test_a_checkpoint_of_one_device_continues_on_another": ("plain", "one of each kind", "adamw"),
+        "test_late_and_missing_gradients": ("plain that take gradients", "one of each kind", "a few"),
+        "test_leaves_on_two_devices_step_as_on_one": (
+            "plain that take gradients, without a closure", "one of each kind", "a few",
+        ),
+        "test_a_checkpoint_of_one_device_continues_on_another": (
+            "plain that take gradients", "one of each kind", "adamw",
+        ),
     },
     "gpu.test_without_float64": {
-        "test_steps_equal_those_on_the_cpu": ("plain that estimate nothing", "of each kind", "a few"),
+        "test_steps_equal_those_on_the_cpu": (
+            "plain that take gradients and estimate nothing", "of each kind", "a few",
+        ),
         "test_eager_steps_equal_those_on_the_cpu": ("of each kind", "one of each kind", "a few"),
-        "test_pure_updates_equal_those_on_the_cpu": ("plain that estimate nothing", "one of each kind", "a few"),
+        "test_pure_updates_equal_those_on_the_cpu": (
+            "plain that take gradients and estimate nothing", "one of each kind", "a few",
+        ),
     },
     "optim.steps.test_closures": {
         "test_ten_steps_that_maximize_the_negative_loss_are_those_that_minimize_the_loss": (

@@ -77,9 +77,8 @@ def scale_by_dogleg(
                 f"dogleg: needs at least as many residuals as parameters, got {m} for {n}; use levenberg_marquardt"
             )
         R = state["radius"]
-        off = Damping(0.0)
-        way = chosen(problem, "qr", off)
-        newton = -solved(way, problem, off).direction
+        way = chosen(problem, "qr", is_damped=False)
+        newton = -solved(way, problem, Damping(0.0)).direction
         step = _bent(newton, *_steepest(problem), R.to(newton))
         along = problem.jacobian.times(step)
         predicted = -dot(problem.gradient, step) - dot(along, along) / 2

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from gradtx.arguments import Count, NonNegative, Static
 from gradtx.curvature.problem import problem_of
-from gradtx.curvature.solves import Damping, Solve, direction_of
+from gradtx.curvature.solves import Solve, direction_of
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.links.decay import with_decay
 from gradtx.rules import alias, whole_tree
@@ -89,9 +89,10 @@ def scale_by_gauss_newton(
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
         ctx.tell_loss(problem)
-        diagonal = problem.diagonal if scaling == "diagonal" else None
-        damped = Damping(damping, diagonal)
-        direction = direction_of(ctx, problem, solve, damped, max_steps, tolerance)
+        scaled = scaling == "diagonal"
+        direction = direction_of(
+            ctx, problem, solve, damping, scaled, max_steps, tolerance
+        )
         return problem.tree(direction), state, problem.tree(problem.gradient)
 
     return update
@@ -113,7 +114,6 @@ def gauss_newton(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled; a decay of the loss is a residual, `sqrt(decay) * p`.
         damping: As in `scale_by_gauss_newton`, as are the arguments that follow.
         solve: How to solve the system: "auto", "qr", "dense", "kernel", "cg" or "lsmr".
         scaling: "identity" or "diagonal".
@@ -121,6 +121,7 @@ def gauss_newton(
         weights: The weight of each term by name.
         max_steps: The largest number of steps of "cg" and "lsmr".
         tolerance: Where they stop.
+        weight_decay: $\lambda \ge 0$, decoupled; a decay of the loss is a residual, `sqrt(decay) * p`.
 
     Returns:
         A transformation whose updates are added to the parameters, without state.

@@ -12,7 +12,7 @@ from gradtx.arguments import Count, Fraction, NonNegative, Positive, Static
 from gradtx.base import torch_names as _torch
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
-from gradtx.curvature.solves import Damping, chosen
+from gradtx.curvature.solves import chosen
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.curvature.trials import LEAST, MOST, dot
 from gradtx.maths.linear_solvers import ratio
@@ -109,7 +109,7 @@ def scale_by_hessian_free(
         problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
         ctx.tell_loss(problem)
         lam = state["damping"] if adapt else damping
-        way = chosen(problem, "cg", Damping(lam), max_steps, takes=("cg",))
+        way = chosen(problem, "cg", max_steps=max_steps, takes=("cg",))
         start = warm_start * problem.vector(state["solution"])
         inner = _minimized(problem, lam, start, max_steps, stop == "martens")
         x = inner.solution
@@ -120,8 +120,9 @@ def scale_by_hessian_free(
             bend = dot(x, problem.curvature_times(x))
             predicted = dot(problem.gradient, x) + bend / 2
             gain = _gain(problem, x, predicted)
-            grown = torch.where(gain < 0.25, 1.5, torch.where(gain > 0.75, 2 / 3, 1.0))
-            new_state["damping"] = (lam * grown).clamp(LEAST, MOST)
+            lowered = torch.where(gain > 0.75, lam * (2 / 3), lam)
+            adapted = torch.where(gain < 0.25, lam * 1.5, lowered)
+            new_state["damping"] = adapted.clamp(LEAST, MOST)
             report["gain"] = gain
         ctx.report(way, report)
         rate = torch.as_tensor(lr, dtype=x.dtype, device=x.device)
@@ -149,7 +150,9 @@ def _minimized(
 
     x, r = start, matvec(start) + g  # the gradient of q
     p, square = -r, dot(r, r)
-    goes_on = square > 0
+    # Steps from a residual of rounding errors gain nothing, and their derivatives divide by squares of these.
+    least = torch.finfo(g.dtype).eps ** 2 * dot(g, g)
+    goes_on = square > least
     steps = torch.zeros_like(square, dtype=torch.int64)
     models: list[Tensor] = [(dot(x, r) + dot(x, g)) / 2]
     for i in range(1, max_steps + 1):
@@ -164,7 +167,7 @@ def _minimized(
         p = torch.where(goes_on, -r + ratio(square, before).to(x) * p, p)
         steps = steps + goes_on
         models.append((dot(x, r) + dot(x, g)) / 2)
-        goes_on = goes_on & (square > 0)
+        goes_on = goes_on & (square > least)
         if stops:
             goes_on = goes_on & ~_has_converged(models, i)
     return Inner(x, steps, models[-1])

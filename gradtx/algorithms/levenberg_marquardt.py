@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative, Positive, Scalar, Static
+from gradtx.base.exact import exact
+from gradtx.base.torch_names import readable
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import Damping, Solve, chosen, solved
@@ -111,12 +114,7 @@ def scale_by_levenberg_marquardt(
     """
     checked_weights("levenberg_marquardt", weights)
     terms = Terms("levenberg_marquardt", reduction, weights)
-    default_up, default_down = FACTORS.get(rule, (2.0, 1 / 3))
-    bounds: Any = accept, low, high
-    factors: Any = (
-        default_up if up is None else up,
-        default_down if down is None else down,
-    )
+    adaptation = Adaptation(rule, low, high, up, down)
 
     def init(params):
         device = next(iter(params.values())).device
@@ -129,11 +127,13 @@ def scale_by_levenberg_marquardt(
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms)
         ctx.tell_loss(problem)
-        diagonal = _diagonal(problem, state)
+        way = chosen(problem, solve, max_steps=max_steps, tolerance=tolerance)
+        diagonal = _diagonal(problem, scaling, state)
         mu = state["damping"]
-        mu = torch.where(mu == 0, _first(problem), mu)
+        if not (readable(mu) and mu.device.type == "cpu" and mu > 0):
+            is_relative = relative and scaling == "identity"
+            mu = torch.where(mu == 0, _first(problem, damping, is_relative), mu)
         damped = Damping(mu, diagonal)
-        way = chosen(problem, solve, damped, max_steps, tolerance)
         solution = solved(way, problem, damped)
         h = -solution.direction
         weight = 1.0 if diagonal is None else diagonal
@@ -143,54 +143,76 @@ def scale_by_levenberg_marquardt(
             bend = solved(way, problem, damped, problem.jacobian.second(h)).direction
             refused = refused | (bend.norm() > geodesic * h.norm())
             step = h - bend / 2
-        trial = tried(problem, step, predicted, refused, bounds[0])
-        new_mu, growth = _adapted(mu, state["growth"], trial)
+        trial = tried(problem, step, predicted, refused, accept)
+        new_mu, growth = adaptation.adapted(mu, state["growth"], trial)
         new_state = {"damping": new_mu, "growth": growth}
         if scaling == "running":
             new_state["diagonal"] = problem.tree(diagonal)
-        report = {"damping": mu, **trial.report(), **solution.measured}
-        ctx.report(way, report)
+        ctx.report(way, {"damping": mu, **trial.report(), **solution.measured})
         return problem.tree(trial.update), new_state, problem.tree(problem.gradient)
 
-    def _diagonal(problem: CurvatureProblem, state) -> Tensor | None:
-        if scaling == "identity":
-            return None
-        if scaling == "diagonal":
-            return problem.diagonal
-        return torch.maximum(problem.vector(state["diagonal"]), problem.diagonal)
+    return init, update
 
-    def _first(problem: CurvatureProblem) -> Tensor:
-        """The first damping; 0, as before any step, if residuals are not finite."""
-        number = torch.as_tensor(damping, dtype=torch.float64)
-        if not (relative and scaling == "identity"):
-            return number
-        largest = problem.diagonal_of_curvature.amax().to(torch.float64)
-        first = number * torch.where(largest > 0, largest, 1.0)
-        return torch.where(first.isfinite(), first, 0.0)
 
-    def _adapted(mu: Tensor, growth: Tensor, trial: TriedStep) -> tuple[Tensor, Tensor]:
-        """The damping of the next step; unchanged where there is nothing to gain."""
-        gain, taken = trial.gain, trial.taken
-        _, low, high = bounds
-        up, down = factors
-        if rule == "nielsen":
-            shrunk: Any = mu * (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
-            new_mu = torch.where(taken, shrunk, mu * growth)
-            new_growth = torch.where(taken, 2.0, 2 * growth)
-        elif rule == "marquardt":
-            new_mu, new_growth = mu * torch.where(taken, down, up), growth
-        else:
-            fails = ~taken | (gain < low)
-            factor = torch.where(fails, up, torch.where(gain > high, down, 1.0))
-            new_mu, new_growth = mu * factor, growth
+@dataclass(frozen=True)
+class Adaptation:
+    """How the damping follows the gain ratio; `scale_by_levenberg_marquardt` documents the fields."""
+
+    rule: str
+    low: Any
+    high: Any
+    up: Any
+    down: Any
+
+    def adapted(
+        self, mu: Tensor, growth: Tensor, trial: TriedStep
+    ) -> tuple[Tensor, Tensor]:
+        """Return the damping of the next step and its growth; both unchanged where there is nothing to gain."""
+        new_mu, new_growth = self._after(mu, growth, trial)
         bounded = torch.where(mu == 0, 0.0, new_mu.clamp(LEAST, MOST))
-        new_growth = new_growth.clamp(max=MOST)
         return (
             torch.where(trial.idle, mu, bounded),
-            torch.where(trial.idle, growth, new_growth),
+            torch.where(trial.idle, growth, new_growth.clamp(max=MOST)),
         )
 
-    return init, update
+    def _after(
+        self, mu: Tensor, growth: Tensor, trial: TriedStep
+    ) -> tuple[Tensor, Tensor]:
+        gain, taken = trial.gain, trial.taken
+        if self.rule == "nielsen":
+            shrunk = mu * (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
+            new_mu = torch.where(taken, shrunk, mu * growth)
+            return new_mu, torch.where(taken, 2.0, 2 * growth)
+        default_up, default_down = FACTORS[self.rule]
+        up = exact(default_up if self.up is None else self.up, mu.device)
+        down = exact(default_down if self.down is None else self.down, mu.device)
+        if self.rule == "marquardt":
+            return mu * torch.where(taken, down, up), growth
+        fails = ~taken | (gain < self.low)
+        return mu * torch.where(
+            fails, up, torch.where(gain > self.high, down, 1.0)
+        ), growth
+
+
+def _diagonal(problem: CurvatureProblem, scaling: str, state: Any) -> Tensor | None:
+    """Return the diagonal of D; None for 1."""
+    if scaling == "identity":
+        return None
+    if scaling == "diagonal":
+        return problem.diagonal
+    before, now = problem.vector(state["diagonal"]), problem.diagonal
+    # Residuals that are not finite once do not stay in the maximum.
+    return torch.maximum(before, torch.where(now.isfinite(), now, before))
+
+
+def _first(problem: CurvatureProblem, damping: Any, is_relative: bool) -> Tensor:
+    """Return the first damping; 0, as before any step, if residuals are not finite."""
+    number = exact(damping, problem.gradient.device)
+    if not is_relative:
+        return number
+    largest = problem.diagonal_of_curvature.amax().to(number)
+    first = number * torch.where(largest > 0, largest, 1.0)
+    return torch.where(first.isfinite(), first, 0.0)
 
 
 @alias

@@ -15,7 +15,7 @@ from gradtx.curvature.fisher import (
     example_problem,
 )
 from gradtx.curvature.problem import CurvatureProblem, OutputProblem, problem_of
-from gradtx.curvature.solves import Damping, Solve, direction_of
+from gradtx.curvature.solves import Solve, direction_of
 from gradtx.curvature.terms import Terms
 from gradtx.links.decay import with_decay
 from gradtx.rules import alias, whole_tree
@@ -117,8 +117,9 @@ def scale_by_natural_gradient(
             problem = problem_of(ctx, params, terms, ("outputs_fn",))
             ctx.tell_loss(problem)
             problem = _sampled(problem, ctx.output_samples, state)
-        damped = Damping(damping)
-        direction = direction_of(ctx, problem, solve, damped, max_steps, tolerance)
+        direction = direction_of(
+            ctx, problem, solve, damping, False, max_steps, tolerance
+        )
         new_state = dict(state)
         if fisher == "sampled":
             new_state["counter"] = state["counter"] + 1
@@ -169,7 +170,6 @@ def natural_gradient(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled.
         damping: As in `scale_by_natural_gradient`, as are the arguments that follow.
         fisher: "type2", "sampled" or "empirical".
         solve: How to solve the system: "auto", "qr", "dense", "kernel", "cg" or "lsmr".
@@ -178,6 +178,7 @@ def natural_gradient(
         seed: The seed of the draws.
         max_steps: The largest number of steps of "cg" and "lsmr".
         tolerance: Where they stop.
+        weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
         A transformation whose updates are added to the parameters. State: with "sampled" `seed` and `counter`.

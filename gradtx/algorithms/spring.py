@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.arguments import Decay, NonNegative, Positive, Static
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
-from gradtx.curvature.solves import Damping, chosen, widened
+from gradtx.curvature.solves import chosen, widened
 from gradtx.curvature.terms import Terms, Weights, checked_weights
 from gradtx.maths.entries import quotient
 from gradtx.rules import alias, whole_tree
@@ -89,63 +89,65 @@ def scale_by_spring(
     def update(updates, state, params, ctx):
         takes = ("residual_fn", "outputs_fn")
         problem = problem_of(ctx, params, terms, takes, has_loss=False)
-        way = chosen(problem, "kernel", Damping(damping), takes=("kernel",))
-        ctx.report(way, {})
-        rows, errors = _samples(problem, ctx)
+        ctx.report(chosen(problem, "kernel", takes=("kernel",)), {})
+        rows, errors = _samples(problem, ctx, centered)
         before = problem.vector(state["previous"])
-        phi = _moved(rows, errors, before)
+        phi = _moved(rows, errors, before, damping, mu, centered)
         norm = phi.norm()
         rate = torch.as_tensor(lr, dtype=phi.dtype, device=phi.device)
         if norm_constraint is not None:
             bound = torch.as_tensor(norm_constraint, dtype=phi.dtype).sqrt()
-            rate = torch.where(
-                norm > 0, torch.minimum(rate, quotient(bound, norm)), rate
-            )
+            shortened = torch.minimum(rate, quotient(bound.to(phi.device), norm))
+            rate = torch.where(norm > 0, shortened, rate)
         gradient = problem.tree((rows.mT @ errors).to(phi))
         return problem.tree(-rate * phi), {"previous": problem.tree(phi)}, gradient
 
-    def _samples(problem: CurvatureProblem, ctx) -> tuple[Tensor, Tensor]:
-        """Return O, one row for each sample, and e, both divided so that O^T e is the gradient."""
-        rows, errors = problem.jacobian.rows, problem.jacobian.value
-        if problem.extra == "residual_fn":
-            ctx.tell_loss(problem)
-        else:
-            errors = _checked_grads(problem, ctx.output_grads)
-            size = len(errors) ** 0.5
-            rows, errors = rows / size, errors / size
-        if centered:
-            rows, errors = rows - rows.mean(0), errors - errors.mean()
-        rows = widened(rows, len(rows))
-        return rows, errors.to(rows)
-
-    def _checked_grads(
-        problem: CurvatureProblem, output_grads: Tensor | None
-    ) -> Tensor:
-        if output_grads is None:
-            raise ValueError(
-                f"{WHO} needs output_grads with outputs_fn: what multiplies the derivatives of each output, such as "
-                "local energies"
-            )
-        if output_grads.numel() != len(problem.jacobian.value):
-            raise ValueError(
-                f"{WHO}: output_grads has {output_grads.numel()} entries, but outputs_fn returns "
-                f"{len(problem.jacobian.value)} outputs"
-            )
-        return output_grads.reshape(-1).to(problem.jacobian.value)
-
-    def _moved(rows: Tensor, errors: Tensor, before: Tensor) -> Tensor:
-        """Return phi = O^T (O O^T + lam)^-1 (e - mu O phi) + mu phi."""
-        phi = before.to(rows)
-        kernel = rows @ rows.mT
-        if centered:  # its null vector, on which the right-hand side has no part
-            kernel = kernel + 1 / len(rows)
-        unit = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-        number = torch.as_tensor(damping, dtype=rows.dtype, device=rows.device)
-        right = errors - mu * (rows @ phi)
-        zeta = _positive_solved(kernel, number, unit, right)
-        return (rows.mT @ zeta + mu * phi).to(before)
-
     return init, update
+
+
+def _samples(
+    problem: CurvatureProblem, ctx: Any, centered: bool
+) -> tuple[Tensor, Tensor]:
+    """Return O, one row for each sample, and e, both divided so that O^T e is the gradient."""
+    rows, errors = problem.jacobian.rows, problem.jacobian.value
+    if problem.extra == "residual_fn":
+        ctx.tell_loss(problem)
+    else:
+        errors = _checked_grads(problem, ctx.output_grads)
+        size = len(errors) ** 0.5
+        rows, errors = rows / size, errors / size
+    if centered:
+        rows, errors = rows - rows.mean(0), errors - errors.mean()
+    rows = widened(rows, len(rows))
+    return rows, errors.to(rows)
+
+
+def _checked_grads(problem: CurvatureProblem, output_grads: Tensor | None) -> Tensor:
+    if output_grads is None:
+        raise ValueError(
+            f"{WHO} needs output_grads with outputs_fn: what multiplies the derivatives of each output, such as local "
+            "energies"
+        )
+    if output_grads.numel() != len(problem.jacobian.value):
+        raise ValueError(
+            f"{WHO}: output_grads has {output_grads.numel()} entries, but outputs_fn returns "
+            f"{len(problem.jacobian.value)} outputs"
+        )
+    return output_grads.reshape(-1).to(problem.jacobian.value)
+
+
+def _moved(
+    rows: Tensor, errors: Tensor, before: Tensor, damping: Any, mu: Any, centered: bool
+) -> Tensor:
+    """Return phi = O^T (O O^T + lam)^-1 (e - mu O phi) + mu phi."""
+    phi = before.to(rows)
+    kernel = rows @ rows.mT
+    if centered:  # its null vector, on which the right-hand side has no part
+        kernel = kernel + 1 / len(rows)
+    unit = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    number = torch.as_tensor(damping, dtype=rows.dtype, device=rows.device)
+    zeta = _positive_solved(kernel, number, unit, errors - mu * (rows @ phi))
+    return (rows.mT @ zeta + mu * phi).to(before)
 
 
 def _positive_solved(

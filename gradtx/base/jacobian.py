@@ -79,6 +79,18 @@ class Jacobian:
         """The matrix J, of shape [m, n]."""
         return self._columns().mT if self.is_tall else self._rows()
 
+    def squares_of_columns(self) -> Tensor:
+        """Return the sum of squares of each column, without the whole matrix if this is large."""
+        m, n = self.size
+        if "rows" in self.__dict__ or m * n <= ON_DEVICE:
+            return self.rows.square().sum(0)
+        total = torch.zeros_like(self.transposed(self.value))
+        for i in range(m):
+            unit = torch.zeros_like(self.value)
+            unit[i] = 1.0
+            total += self.transposed(unit).square()
+        return total
+
     def kept(self) -> Jacobian | None:
         """Return it without what it is computed from, if its rows are known and no second derivative was asked for."""
         if "rows" not in self.__dict__ or self._bends:
@@ -158,17 +170,33 @@ class FunctionJacobian(Jacobian):
         self.is_constant = not follows[0]
 
     def times(self, vector: Tensor) -> Tensor:
-        return torch.func.jvp(self._function, (self._point,), (vector,))[1]
+        (product,) = self._forward(vector.to(self._point.dtype))
+        return product
 
     def transposed(self, vector: Tensor) -> Tensor:
         (product,) = self._pullback(vector, retain_graph=True)
         return product
 
+    @functools.cached_property
+    def _forward(self) -> Any:
+        """The function v -> (J v,), by a backward pass of the backward pass, which is linear.
+
+        It takes half the time of a forward mode, whose tangents of constants torch computes in Python, and needs none.
+        """
+
+        def pulled_back(vector: Tensor) -> Tensor:
+            return self._pullback(vector)[0]
+
+        pulled: Any = torch.func.vjp(pulled_back, torch.zeros_like(self.value))
+        _, forward = pulled
+        return forward
+
     def second(self, vector: Tensor) -> Tensor:
         def slope(point: Tensor) -> Tensor:
             return torch.func.jvp(self._function, (point,), (vector,))[1]
 
-        return torch.func.jvp(slope, (self._point,), (vector,))[1]
+        bend = torch.func.jvp(slope, (self._point,), (vector,))[1]
+        return bend.to(self.value.dtype)
 
     def _rows(self) -> Tensor:
         return _in_chunks(torch.vmap(self.transposed), self.value, self._entries)
@@ -195,7 +223,7 @@ class GraphJacobian(Jacobian):
         self.value = value.detach()
 
     @functools.cached_property
-    def is_constant(self) -> bool:  # type: ignore[override]
+    def is_constant(self) -> bool:
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 self._traced,
@@ -260,7 +288,7 @@ class GraphJacobian(Jacobian):
             )
             for gradient, source in zip(gradients, self._sources, strict=True):
                 if gradient is None:
-                    gradient = source.new_zeros(()).expand(*leading, *source.shape)
+                    gradient = source.new_zeros(()).expand((*leading, *source.shape))
                 part = gradient.reshape(*leading, source.numel())
                 parts.append(part.to(self.joint.device, self.joint.dtype))
             return torch.cat(parts, dim=-1)

@@ -17,6 +17,8 @@ from gradtx.base.vectors import JointVector
 from gradtx.curvature.terms import Terms, half_square
 
 Tree = dict[str, Tensor]  # by leaf name
+# Of the outputs of one batched product with H.
+ENTRIES = 2**24
 
 
 @dataclass(eq=False)
@@ -119,6 +121,10 @@ class ResidualProblem(CurvatureProblem):
     def right(self) -> Tensor:
         return self.jacobian.value
 
+    @functools.cached_property
+    def diagonal_of_curvature(self) -> Tensor:
+        return self.jacobian.squares_of_columns()
+
     def loss_of(self, value: Tensor) -> Tensor:
         return half_square(value)
 
@@ -161,10 +167,19 @@ class OutputProblem(CurvatureProblem):
         return torch.func.grad(self._checked_loss)(value)
 
     def hessian_times(self, vectors: Tensor) -> Tensor:
-        # H is symmetric: a backward pass of the gradient needs no forward mode of the loss.
+        def product(vector: Tensor) -> Tensor:
+            return self._pullback(vector)[0]
+
+        columns = max(1, ENTRIES // len(vectors))
+        batched: Any = torch.vmap(product, in_dims=1, out_dims=1, chunk_size=columns)
+        return batched(vectors)
+
+    @functools.cached_property
+    def _pullback(self) -> Any:
+        """The function v -> H v: H is symmetric, and a backward pass of the gradient needs no forward mode."""
         pulled: Any = torch.func.vjp(self._slope, self.jacobian.value)
         _, pullback = pulled
-        return torch.vmap(lambda v: pullback(v)[0], in_dims=1, out_dims=1)(vectors)
+        return pullback
 
 
 def problem_of(

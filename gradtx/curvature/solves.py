@@ -124,7 +124,7 @@ def bytes_of(name: str, m: int, n: int, width: int) -> tuple[int, int]:
 def chosen(
     problem: CurvatureProblem,
     solve: str,
-    damping: Damping,
+    is_damped: bool = True,
     max_steps: int = 100,
     tolerance: float | None = None,
     takes: tuple[str, ...] = NAMES,
@@ -146,8 +146,8 @@ def chosen(
             )
     name = solve
     if solve == "auto":
-        name = _fitting(takes, m, n, damping, width, limit)
-    if damping.is_off and name not in ("qr", "dense"):
+        name = _fitting(takes, m, n, is_damped, width, limit)
+    if not is_damped and name not in ("qr", "dense"):
         raise ValueError(
             f"{who}: damping=0.0 asks for the step of least norm, which solve={name!r} does not compute; use "
             "solve='qr' or 'dense', or a damping above 0"
@@ -168,10 +168,10 @@ def chosen(
 
 
 def _fitting(
-    takes: tuple[str, ...], m: int, n: int, damping: Damping, width: int, limit: float
+    takes: tuple[str, ...], m: int, n: int, is_damped: bool, width: int, limit: float
 ) -> str:
     """Return the most accurate way that is cheap for these sizes."""
-    if damping.is_off:
+    if not is_damped:
         return "qr" if "qr" in takes else "dense"
     wanted = ["cg"]
     if n > m:
@@ -211,13 +211,15 @@ def solved(
 
 def _least_norm(problem: CurvatureProblem, right: Tensor) -> Solved:
     """The solution of least norm: pinv(J) r for residuals, pinv(J^T H J) J^T h for outputs."""
-    rows = problem.jacobian.rows
+    is_finite = problem.gradient.isfinite().all()
+    # Singular values of what is not finite are an error of torch.
+    rows = torch.where(is_finite, problem.jacobian.rows, 0.0)
     if isinstance(problem, OutputProblem):
-        matrix = rows.mT @ problem.weighted_rows
+        matrix = rows.mT @ torch.where(is_finite, problem.weighted_rows, 0.0)
         direction = torch.linalg.pinv(matrix, hermitian=True) @ (rows.mT @ right)
     else:
         direction = torch.linalg.pinv(rows) @ right
-    return Solved(direction, torch.zeros_like(direction[0], dtype=torch.bool), {})
+    return Solved(direction, ~is_finite, {})
 
 
 def _by_qr(
@@ -293,7 +295,7 @@ def _by_cg(
         way.max_steps,
     )
     report = linear_solvers.cg_with_report(system)
-    return Solved(report.x, _no(right), _progress(way, report))
+    return Solved(report.x, _is_broken(problem), _progress(way, report))
 
 
 def _by_lsmr(
@@ -313,7 +315,7 @@ def _by_lsmr(
         tolerance=_tolerance(way, right),
         max_steps=way.max_steps,
     )
-    return Solved(scaled(report.x), _no(right), _progress(way, report))
+    return Solved(scaled(report.x), _is_broken(problem), _progress(way, report))
 
 
 _SOLVES: dict[str, Callable[[Chosen, CurvatureProblem, Damping, Tensor], Solved]] = {
@@ -352,6 +354,11 @@ def _condition(diagonal: Tensor) -> dict[str, Tensor]:
     return {"condition": sizes.amax() / sizes.amin()}
 
 
+def _is_broken(problem: CurvatureProblem) -> Tensor:
+    """Whether residuals or their Jacobian are not finite: iterations end at once then, at a step of 0."""
+    return ~problem.gradient.isfinite().all()
+
+
 def _no(like: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.bool, device=like.device)
 
@@ -367,9 +374,7 @@ def check_definite(
     failed = solution.failed
     if not _torch.readable(failed) or not bool(failed):
         return
-    if not bool(
-        problem.jacobian.rows.isfinite().all() & problem.right.isfinite().all()
-    ):
+    if bool(_is_broken(problem)):
         return
     raise RuntimeError(
         f"{way.who}: the matrix of solve={way.name!r} is not positive definite to working precision with damping "
@@ -382,17 +387,28 @@ def direction_of(
     ctx: Any,
     problem: CurvatureProblem,
     solve: str,
-    damping: Damping,
+    damping: Any,
+    scaled: bool,
     max_steps: int,
     tolerance: float | None,
 ) -> Tensor:
     """Return (J^T H J + lam D)^-1 g, NaN where the matrix has no factor and the host cannot read that.
 
+    Args:
+        ctx: The context of the link.
+        problem: The loss.
+        solve: How to solve.
+        damping: lam.
+        scaled: Whether D is the diagonal of J^T H J; else it is the identity.
+        max_steps, tolerance: Of "cg" and "lsmr".
+
     Raises:
         RuntimeError: If the matrix has no factor.
     """
-    way = chosen(problem, solve, damping, max_steps, tolerance)
-    solution = solved(way, problem, damping)
-    check_definite(way, problem, solution, damping)
+    is_damped = not Damping(damping).is_off
+    way = chosen(problem, solve, is_damped, max_steps, tolerance)
+    damped = Damping(damping, problem.diagonal if scaled else None)
+    solution = solved(way, problem, damped)
+    check_definite(way, problem, solution, damped)
     ctx.report(way, solution.measured)
     return torch.where(solution.failed, torch.nan, solution.direction)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def tried(
     step: Tensor,
     predicted: Tensor,
     refused: Tensor,
-    accept: float | Tensor = 0.0,
+    accept: Any = 0.0,
 ) -> TriedStep:
     """Try a step.
 

@@ -51,7 +51,7 @@ def curve_fit(
     leave the batch, so that the others cost less. A member whose data are not finite does not converge, and changes
     nothing for the others.
 
-    Pass float64: in float32, a fit has about three digits.
+    Pass float64: in float32, a fit has three to six digits.
 
     Args:
         model: `model(x, *args, **params)`, or `model(x, *args, *params)` if `start` is a sequence. It computes one fit:

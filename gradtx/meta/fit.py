@@ -34,7 +34,7 @@ class Fit:
         covariance: The covariance matrix of all entries of `params`, in their order, [n, n]; inf if the Jacobian is
             singular; None for more than 1,000 parameters.
         residuals: What was minimized, at `params`: for `curve_fit` the model minus `y`, divided by `sigma`.
-        steps: How many steps ran, 0-d int64.
+        steps: How many steps ran, 0-d int64; in a batch, which looks for minima in turns, up to three more than alone.
         converged: Whether a minimum was reached, 0-d bool.
         x, y, sigma, args, model: What `curve_fit` received; None from `least_squares`. `model(x, args, params)`.
 

@@ -444,7 +444,12 @@ class _CalledProblem(Problem):
 
     def check(self, solution: list[Tensor], inputs: Sequence[Tensor]) -> None:
         """Check what `optimality` returns at the solution, and that it depends on arguments alone."""
-        names = {"custom_fixed_point": "map", "minimize": "the gradient of the loss"}
+        names = {
+            "custom_fixed_point": "map",
+            "minimize": "the gradient of the loss",
+            "least_squares": "the gradient of the residuals",
+            "curve_fit": "the gradient of the residuals",
+        }
         what = names.get(self.who, "optimality")
         args = self.rebuild([tensor.detach() for tensor in inputs])
         at = self.rebuild_solution(solution)

@@ -44,8 +44,8 @@ def least_squares(
     for $m$ residuals of $n$ parameters, with the Jacobian $J$ at the minimum. The gradient by `args` is that of the
     minimum, where $J^\top r = 0$, from one linear solve, as in `minimize`: the steps are not recorded.
 
-    Pass tensors of float64: in float32, a fit has about three digits. Under `torch.vmap`, each member stops on its own,
-    and the loop ends with the last one.
+    Pass tensors of float64: in float32, a fit has three to six digits. Under `torch.vmap`, each member stops on its
+    own, and the loop ends with the last one.
 
     Args:
         residual_fn: `residual_fn(params, *args)`, a tensor of residuals, or a dict of such terms.
@@ -56,7 +56,7 @@ def least_squares(
             function `(params, gradient, loss)` that returns a bool or a 0-d tensor of one.
         tx: The chain that steps, whose update takes `residual_fn`. By default `levenberg_marquardt(damping=1e-2,
             rule="thresholds", scaling="running")`, which ends at NIST's certified minimum for 50 of 54 starts, and says
-            of the others that it has not converged (200 steps).
+            of the others that it has not converged (200 steps). Weigh terms in `residual_fn`, not in the chain.
         tolerance: The search has converged where the part of the residuals that the parameters can change, their
             projection on the columns of $J$, is at most this fraction of their norm; or where a Gauss-Newton step
             changes the norm of the parameters by at most this fraction; or where no step lowers the loss by more than
@@ -118,7 +118,7 @@ def search_of(
     tolerance: Any,
     progress: bool | None,
 ) -> Fitter:
-    """Check the options of a fitter."""
+    """Return a fitter with these options, after checking them."""
     if tx is None:
         tx = levenberg_marquardt(damping=1e-2, rule="thresholds", scaling="running")
     check_transformation(who, "tx", tx)
@@ -156,7 +156,7 @@ def fitted(
     dims: Sequence[int | None] | None,
     absolute_sigma: bool,
 ) -> Fit:
-    """Fitter, and return the fit.
+    """Search for the minimum, and return the fit.
 
     Args:
         fitter: How to search.
@@ -187,7 +187,7 @@ def fitted(
     if dims is not None:
         function = torch.vmap(function, in_dims=(0, list(dims)))
     covariance, errors, residuals = function(params, list(tensors))
-    _warn(fitter, converged)
+    _warn(fitter, steps, converged)
     return Fit(params, errors, covariance, residuals, steps, converged)
 
 
@@ -263,7 +263,7 @@ def _by_blocks(start: Any, dims: Any) -> Callable[..., Tensor]:
     return solve
 
 
-def _warn(fitter: Fitter, converged: Tensor) -> None:
+def _warn(fitter: Fitter, steps: Tensor, converged: Tensor) -> None:
     """Warn once of fits that have not converged."""
     if not _torch.readable(converged):
         return
@@ -271,7 +271,11 @@ def _warn(fitter: Fitter, converged: Tensor) -> None:
     left = count - int(converged.sum())
     if left:
         which = "the fit has" if count == 1 else f"{left} of {count} fits have"
-        warn_user(
-            f"{fitter.who}: {which} not converged within {fitter.steps} steps; see `converged`. Take more steps=, "
-            "start nearer, or drop parameters that the data do not determine"
+        worst = steps[~converged].max().item()
+        remedy = (
+            f"within {fitter.steps} steps; see `converged`. Take more steps=, start nearer, or drop parameters that "
+            "the data do not determine"
+            if worst
+            else "since residuals are not finite at the start; see `converged`. Start elsewhere, or mend the data"
         )
+        warn_user(f"{fitter.who}: {which} not converged {remedy}")

@@ -162,7 +162,7 @@ class Fitter:
     # Loops.
 
     def alone(self, params: Any, tensors: Tensors) -> Ended:
-        """Fitter for one minimum, under `torch.vmap` until all members have ended."""
+        """Search for one minimum, under `torch.vmap` until all members have ended."""
         at = self.start(params, tensors)
         steps = torch.zeros_like(at.loss, dtype=torch.int64)
         converged = torch.zeros_like(at.failed)
@@ -190,7 +190,7 @@ class Fitter:
         return Ended(self.tx.eval_params(at.state, at.params), steps, converged)
 
     def together(self, params: Any, tensors: Tensors, dims: Sequence[Any]) -> Ended:
-        """Fitter for the minimum of each member; those that have ended leave the batch.
+        """Search for the minimum of each member; those that have ended leave the batch.
 
         Args:
             params: A tree of tensors with a leading dimension of members.
@@ -215,8 +215,8 @@ class Fitter:
                 break
             at = step(at, list(tensors))
             steps[members] += 1
-            ended = at.failed
-            if _is_due(at.may_end, count, self.steps):
+            ended = at.failed | (at.is_still & ~at.may_end)
+            if self._is_due(at.may_end, count):
                 places = at.may_end.nonzero()[:, 0]
                 some, data, rows = _kept(places, at, tensors, dims, members)
                 nearer, found = confirmed(some, list(data))
@@ -232,6 +232,13 @@ class Fitter:
         result = self._noted(result, rest, at, members)
         return Ended(result, steps, converged)
 
+    def _is_due(self, may_end: Tensor, count: int) -> bool:
+        """Whether to confirm members of a batch: a call costs half of a step, for few as for many."""
+        candidates = int(may_end.sum())
+        is_majority = 2 * candidates >= len(may_end)
+        is_time = count % PERIOD == 0 or count == self.steps or self.until is not None
+        return candidates > 0 and (is_majority or is_time)
+
     def _noted(self, result: Any, which: Tensor, at: Reached, members: Tensor) -> Any:
         """Return results with the weights for evaluation of some members of a batch."""
         places = which.nonzero()[:, 0]
@@ -242,13 +249,6 @@ class Fitter:
         )
         weights = torch.vmap(self.tx.eval_params)(state, params)
         return _put(result, members[places], weights)
-
-
-def _is_due(may_end: Tensor, count: int, steps: int) -> bool:
-    """Whether to confirm members of a batch: a call costs half of a step, for few as for many."""
-    candidates = int(may_end.sum())
-    is_due = 2 * candidates >= len(may_end) or count % PERIOD == 0 or count == steps
-    return is_due and candidates > 0
 
 
 class _LateBar:

@@ -214,11 +214,14 @@ def _docstring(cls: type[AliasOptimizer], alias: Any, told: Mapping[str, str]) -
         return summary
     sample = alias.spec.arguments.sample()
     required = "".join(f", {name}={value!r}" for name, value in sample.items())
-    is_evaluated = {"value_fn", "grad_fn", "value"} & {*alias(**sample).needs}
+    tx = alias(**sample)
+    call = "closure" if {"value_fn", "grad_fn", "value"} & {*tx.needs} else ""
+    if "residual_fn" in tx._requirements()[0]:
+        call = "lambda: model(x) - y"  # residuals: no loss, and no backward
     example = (
         "Example:\n"
         f"    >>> optimizer = {cls.__module__}.{cls.__name__}(model.parameters(){required})\n"
-        f"    >>> optimizer.step({'closure' if is_evaluated else ''})\n"
+        f"    >>> optimizer.step({call})\n"
     )
     return f"{summary}\n\n{of_class(docstring, example)}"
 

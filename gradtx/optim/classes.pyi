@@ -107,6 +107,7 @@ __all__ = [
     "DistributedShampoo",
     "DoG",
     "DoWG",
+    "Dogleg",
     "FAdam",
     "FOCUS",
     "FTRL",
@@ -114,9 +115,11 @@ __all__ = [
     "Fromage",
     "GPAAdamW",
     "GaLore",
+    "GaussNewton",
     "Grams",
     "Gravity",
     "GrokFastAdamW",
+    "HessianFree",
     "KLSOAP",
     "KLShampoo",
     "Kate",
@@ -126,6 +129,7 @@ __all__ = [
     "LDoG",
     "LaProp",
     "Lamb",
+    "LevenbergMarquardt",
     "Lion",
     "MADGRAD",
     "MARS",
@@ -145,6 +149,7 @@ __all__ = [
     "NAMO",
     "NAMOD",
     "NAdam",
+    "NaturalGradient",
     "Nero",
     "NoisySGD",
     "NorMuon",
@@ -195,6 +200,7 @@ __all__ = [
     "SinkGD",
     "SophiaH",
     "SpectralSphere",
+    "Spring",
     "StableAdamW",
     "StableSPAM",
     "TAM",
@@ -1802,6 +1808,25 @@ class DoWG(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class Dogleg(AliasOptimizer):
+    """Dogleg: least squares with steps of a bounded length, of Gauss-Newton inside the bound."""
+
+    def __init__(
+        self,
+        params: Params,
+        radius: Positive = 1.0,
+        reduction: Static[Reduction] = "sum",
+        weights: Static[Weights | None] = None,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class FAdam(AliasOptimizer):
     """FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information."""
 
@@ -1971,6 +1996,33 @@ class GaLore(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class GaussNewton(AliasOptimizer):
+    """Gauss-Newton for least squares, and generalized Gauss-Newton for any convex loss of outputs."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1.0,
+        damping: NonNegative = 0.001,
+        solve: Static[Solve] = "auto",
+        scaling: Literal['identity', 'diagonal'] = "identity",
+        reduction: Static[Reduction] = "sum",
+        weights: Static[Weights | None] = None,
+        max_steps: Static[Count] = 100,
+        tolerance: Static[float | None] = None,
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class Grams(AliasOptimizer):
     """Grams: steps as long as Adam's, in the direction of the gradient's signs."""
 
@@ -2029,6 +2081,30 @@ class GrokFastAdamW(AliasOptimizer):
         maximize: bool = False,
         mask: Where | None = None,
         cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class HessianFree(AliasOptimizer):
+    """Hessian-free optimization: Gauss-Newton steps for models whose matrices do not fit into memory."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1.0,
+        damping: Positive = 1.0,
+        max_steps: Static[Count] = 50,
+        stop: Literal['martens', 'never'] = "martens",
+        warm_start: Fraction = 0.95,
+        adapt: bool = True,
+        reduction: Static[Reduction] = "sum",
+        weights: Static[Weights | None] = None,
+        *,
+        maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | Engine = False,
         process_group: Any = None,
@@ -2258,6 +2334,37 @@ class Lamb(AliasOptimizer):
         maximize: bool = False,
         mask: Where | None = None,
         cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class LevenbergMarquardt(AliasOptimizer):
+    """Levenberg-Marquardt: least squares with a damping that follows how well its steps decrease the loss."""
+
+    def __init__(
+        self,
+        params: Params,
+        damping: Positive = 0.001,
+        rule: Literal['nielsen', 'marquardt', 'thresholds'] = "nielsen",
+        scaling: Literal['identity', 'diagonal', 'running'] = "identity",
+        solve: Static[Solve] = "auto",
+        relative: bool = True,
+        geodesic: Positive | None = None,
+        accept: Scalar = 0.0,
+        low: NonNegative = 0.25,
+        high: NonNegative = 0.75,
+        up: Positive | None = None,
+        down: Positive | None = None,
+        reduction: Static[Reduction] = "sum",
+        weights: Static[Weights | None] = None,
+        max_steps: Static[Count] = 100,
+        tolerance: Static[float | None] = None,
+        *,
+        maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | Engine = False,
         process_group: Any = None,
@@ -2751,6 +2858,34 @@ class NAdam(AliasOptimizer):
         weight_decay: NonNegative = 0.0,
         momentum_decay: NonNegative = 0.004,
         decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class NaturalGradient(AliasOptimizer):
+    """Natural gradient descent, with the Fisher matrix of the model's outputs."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1.0,
+        damping: NonNegative = 0.001,
+        fisher: Literal['type2', 'sampled', 'empirical'] = "type2",
+        solve: Static[Solve] = "auto",
+        likelihood: Likelihood | None = None,
+        samples: Static[Count] = 1,
+        seed: Static[int] = 0,
+        max_steps: Static[Count] = 100,
+        tolerance: Static[float | None] = None,
+        weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -4030,6 +4165,28 @@ class SpectralSphere(AliasOptimizer):
         maximize: bool = False,
         mask: Where | None = None,
         cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class Spring(AliasOptimizer):
+    """SPRING: natural gradients in sample space with momentum, for wave functions and physics-informed fits."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        damping: Positive = 0.001,
+        mu: Decay = 0.99,
+        norm_constraint: Positive | None = 0.001,
+        centered: bool = False,
+        weights: Static[Weights | None] = None,
+        *,
+        maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | Engine = False,
         process_group: Any = None,

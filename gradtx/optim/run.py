@@ -502,7 +502,9 @@ class OptimizerRun(Run):
             )
         # All products have the wider of the two dtypes.
         joint = JointVector(list(params.values()), vector.dtype)
-        jacobian: Jacobian = GraphJacobian(vector.to(joint.dtype), sources, joint)
+        with torch.enable_grad():
+            vector = vector.to(joint.dtype)
+        jacobian: Jacobian = GraphJacobian(vector, sources, joint)
         if division is not None:
             jacobian = GatheredJacobian(jacobian, division)
         if keeps:

@@ -59,6 +59,7 @@ class Problem:
         self.params: Params = {name: torch.nn.Parameter(p) for name, p in (spread or move)(start).items()}
         self.optimizer = gradtx.as_optimizer(_slowed(case.make()), self.params.items(), **options)
         self.needs = set(case.example.needs)
+        self.functions = conformance.functions(case.example)
 
     def values(self) -> dict[str, Tensor]:
         return on_host(dict(self.params))
@@ -87,7 +88,10 @@ class Problem:
         return loss(at)
 
     def step(self, extras: dict[str, Any]) -> None:
-        if {"grad_fn", "value_fn"} & self.needs:
+        if self.functions:
+            residuals = {"residual_fn": lambda: conformance.residuals(self.params)}
+            self.optimizer.step(**extras, **residuals)
+        elif {"grad_fn", "value_fn"} & self.needs:
             extras.pop("value", None)
             self.optimizer.step(self.closure, **extras)
         else:

@@ -150,6 +150,19 @@ def test_until_replaces_the_test_of_convergence():
     assert not fit.converged
 
 
+def test_each_member_of_a_batch_stops_where_the_condition_holds():
+    def until(params, gradient, loss):
+        return loss < 0.5
+
+    fit = gradtx.curve_fit(decay, X, Y, START, until=until)
+    alone = [gradtx.curve_fit(decay, X, y, START, until=until) for y in Y]
+    assert fit.steps.tolist() == [each.steps.item() for each in alone]
+    close(stacked(fit.params), torch.stack([stacked(each.params) for each in alone]))
+    with pytest.warns(UserWarning, match="12 of 12 fits have not converged"):
+        fit = gradtx.curve_fit(decay, X, Y, START, until=lambda params, gradient, loss: loss < 0, steps=200)
+    assert (fit.steps < 200).all()  # nothing is left to gain
+
+
 @pytest.mark.parametrize(
     "tx",
     [gradtx.gauss_newton(), gradtx.dogleg(), gradtx.line_search(gradtx.gauss_newton())],
@@ -331,6 +344,50 @@ def test_a_wrong_value_is_named(message):
 def test_a_wrong_type_is_named(message):
     with pytest.raises(TypeError, match=re.escape(message)):
         WRONG_TYPES[message]()
+
+
+def test_a_model_that_is_not_finite_at_the_start_says_so():
+    def model(x, a):
+        return torch.log(x + a)
+
+    with pytest.warns(UserWarning, match="has not converged since residuals are not finite at the start"):
+        fit = gradtx.curve_fit(model, X, Y[0], {"a": -3.0})
+    assert not fit.converged
+    assert fit.steps == 0
+
+
+def test_a_weight_that_the_model_reads_from_outside_is_an_error_since_its_gradient_would_be_lost():
+    weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    message = "curve_fit: the gradient of the residuals depends on a tensor that requires gradients"
+    with pytest.raises(ValueError, match=message):
+        gradtx.curve_fit(lambda x, a: a * weight * x, X, Y[0], {"a": 1.0})
+    fit = gradtx.curve_fit(lambda x, w, a: a * w * x, X, Y[0], {"a": 1.0}, args=(weight,))
+    fit.params["a"].backward()
+    close(weight.grad, -fit.params["a"].detach() / 2)
+
+
+@pytest.mark.parametrize("batch", [Y[0], Y])
+def test_float32_converges_to_its_precision(batch):
+    fit = gradtx.curve_fit(decay, X.float(), batch.float(), START)
+    exact = gradtx.curve_fit(decay, X, batch, START)
+    close(stacked(fit.params).double(), stacked(exact.params), 1e-3)
+    assert fit.converged.all()
+    assert fit.params["k"].dtype is torch.float32
+
+
+def test_each_member_of_a_vmap_over_dampings_stops_on_its_own():
+    def steps(damping):
+        return gradtx.curve_fit(decay, X, Y[0], START, tx=gradtx.levenberg_marquardt(damping=damping)).steps
+
+    dampings = torch.tensor([1e-3, 1.0, 10.0], dtype=torch.float64)
+    assert vmap(steps)(dampings).tolist() == [steps(damping).item() for damping in dampings]
+
+
+def test_parameters_may_outnumber_residuals():
+    rows = random(3, 8)
+    fit = gradtx.least_squares(lambda p: rows @ p - 1, torch.zeros(8, dtype=torch.float64))
+    close(rows @ fit.params, torch.ones(3, dtype=torch.float64))
+    assert fit.converged
 
 
 def test_parameters_that_the_data_do_not_determine_have_infinite_errors():

@@ -31,6 +31,7 @@ TINY = {
     "physics_informed": (["--evaluations", "12", "--seeds", "1"], "error of u: Adam "),
     "finetune_digits": (["--steps", "2", "--seeds", "1"], "accuracy on 5 to 9: head alone "),
     "lora": (["--steps", "1"], "loss: Adam "),
+    "curve_fit": (["--fits", "20"], "rates within one standard error of the true ones: "),
     "clean_labels": (["--steps", "2"], "test accuracy: all weights equal "),
     "zero_order": (["--budget", "16", "--seeds", "1"], "test accuracy: before "),
     "inspect_chain": (["--steps", "3"], "test accuracy: as it should be "),

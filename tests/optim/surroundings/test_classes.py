@@ -19,7 +19,7 @@ from gradtx.optim import ChainOptimizer, classes
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.engine import Engine
 from gradtx.optim.groups import ENGINE_OPTIONS
-from tests.conformance import example, examples_of
+from tests.conformance import example, examples_of, residuals
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, set_gradients, values
 from tests.tiers import by_day
 
@@ -206,6 +206,10 @@ def test_a_class_takes_the_steps_of_as_optimizer(name):
 
 
 def closure_of(optimizer, params):
+    kinds, _ = optimizer._tx._requirements()
+    if "residual_fn" in kinds:  # in place of a loss
+        return lambda: residuals(params)
+
     def closure():
         optimizer.zero_grad()
         loss = loss_of(params)
