@@ -42,6 +42,10 @@ from gradtx.algorithms.psgd import Mode
 from gradtx.algorithms.sinkgd import Order
 from gradtx.algorithms.zero_order import Distribution
 from gradtx.algorithms.zero_order import Method
+from gradtx.curvature.fisher import Likelihood
+from gradtx.curvature.solves import Solve
+from gradtx.curvature.terms import Reduction
+from gradtx.curvature.terms import Weights
 from gradtx.links.record import Quantity
 from gradtx.links.lmo import Kind
 from gradtx.algorithms.scalable_shampoo import Graft

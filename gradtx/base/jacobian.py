@@ -23,9 +23,6 @@ LEAST_ROWS = 8
 class Vectorizer(Protocol):
     """Makes a vector of what a caller's function returns."""
 
-    sizes: list[int]
-    """The sizes of the terms of the last result."""
-
     @property
     def who(self) -> str:
         """The link, for messages."""
@@ -42,6 +39,10 @@ class Vectorizer(Protocol):
         ...
 
     def __call__(self, result: Any) -> Tensor: ...
+
+    def parts(self, result: Any) -> list[Tensor]:
+        """Return the parts of the vector, one for each term, of one dtype on one device."""
+        ...
 
 
 class Jacobian:
@@ -211,16 +212,18 @@ class GraphJacobian(Jacobian):
     A product J v is a backward pass of the backward pass, which is linear in the vector that it starts with.
 
     Args:
-        value: A vector with a graph.
+        parts: The parts of a vector, each with a graph. Rows of one part need no backward pass through the others.
         sources: The tensors that require gradients.
         joint: These as one vector.
     """
 
     def __init__(
-        self, value: Tensor, sources: Sequence[Tensor], joint: JointVector
+        self, parts: Sequence[Tensor], sources: Sequence[Tensor], joint: JointVector
     ) -> None:
-        self._traced, self._sources, self.joint = value, sources, joint
-        self.value = value.detach()
+        self._parts, self._sources, self.joint = parts, sources, joint
+        with torch.enable_grad():
+            self._traced = torch.cat(list(parts))
+        self.value = self._traced.detach()
 
     @functools.cached_property
     def is_constant(self) -> bool:
@@ -250,10 +253,17 @@ class GraphJacobian(Jacobian):
         return self._derivative(pulled, weights, vector)
 
     def _rows(self) -> Tensor:
-        def pass_of(unit: Tensor) -> Tensor:
-            return self._pulled_back(self._traced, unit, is_grads_batched=True)
+        rows: list[Tensor] = []
+        for part in self._parts:
+            if not part.requires_grad:
+                rows.append(part.new_zeros(len(part), sum(self.joint.sizes)))
+                continue
 
-        return _in_chunks(pass_of, self.value, self._entries)
+            def pass_of(unit: Tensor, part: Tensor = part) -> Tensor:
+                return self._pulled_back(part, unit, is_grads_batched=True)
+
+            rows.append(_in_chunks(pass_of, part.detach(), self._entries))
+        return torch.cat(rows)
 
     def _columns(self) -> Tensor:
         weights, pulled = self._linear

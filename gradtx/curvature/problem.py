@@ -252,12 +252,14 @@ class Outputs:
     def __init__(self, who: str):
         self.who = who
         self.shape = torch.Size()
-        self.sizes: list[int] = []
 
     def __call__(self, result: Any) -> Tensor:
         outputs = _checked_outputs(self.who, result)
         self.shape = outputs.shape
         return outputs.reshape(-1)
+
+    def parts(self, result: Any) -> list[Tensor]:
+        return [self(result)]
 
 
 def _checked_outputs(who: str, outputs: Any) -> Tensor:

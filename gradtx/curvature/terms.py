@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -25,13 +25,12 @@ class Terms:
         who: The link, for messages.
         reduction: "sum" or "mean", of the squares of each term.
         weights: The weight of each term by name; None for 1.
-        sizes, takes_means, is_loss: As in `Vectorizer`.
+        takes_means, is_loss: As in `Vectorizer`.
     """
 
     who: str
     reduction: Reduction = "sum"
     weights: Weights | None = None
-    sizes: list[int] = field(default_factory=list[int])
     is_loss: bool = True
 
     @property
@@ -40,26 +39,28 @@ class Terms:
 
     def __call__(self, result: Any) -> Tensor:
         """Return the vector r whose loss is half the sum of its squares, from a tensor or a dict of named terms."""
-        residuals = result
-        terms = self._terms(residuals)
-        self.sizes[:] = [term.numel() for term in terms.values()]
-        self._check_weights(residuals, terms)
-        parts: list[Tensor] = []
+        return torch.cat(self.parts(result))
+
+    def parts(self, result: Any) -> list[Tensor]:
+        """Return the parts of r that come from each term."""
+        terms = self._terms(result)
+        self._check_weights(result, terms)
+        if not any(term.numel() for term in terms.values()):
+            raise ValueError(f"{self.who}: has no residuals; skip the step")
         dtype = torch.float32
-        for name, term in terms.items():
+        for term in terms.values():
             dtype = torch.promote_types(dtype, term.dtype)
+        device = next(iter(terms.values())).device
+        parts: list[Tensor] = []
+        for name, term in terms.items():
             factor = 1.0 if self.weights is None else float(self.weights[name])
             if self.takes_means and term.numel():
                 factor /= term.numel()
             part = term.reshape(-1)
-            parts.append(part if factor == 1.0 else math.sqrt(factor) * part)
-        device = parts[0].device if parts else None
-        vector = (
-            torch.cat([part.to(device, dtype) for part in parts]) if parts else None
-        )
-        if vector is None or not len(vector):
-            raise ValueError(f"{self.who}: has no residuals; skip the step")
-        return vector
+            if factor != 1.0:
+                part = math.sqrt(factor) * part
+            parts.append(part.to(device, dtype))
+        return parts
 
     def _terms(self, residuals: Any) -> dict[str, Tensor]:
         """Check what the function returned, and return its terms by name."""

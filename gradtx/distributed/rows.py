@@ -50,38 +50,38 @@ class RowsOfRanks:
 
 
 def assembled(
-    team: Team, assembly: Vectorizer, function: Callable[[], object]
-) -> tuple[Tensor, RowsOfRanks]:
-    """Return the vector of this rank, and how the rows of all ranks make one.
+    team: Team, vectorizer: Vectorizer, function: Callable[[], object]
+) -> tuple[list[Tensor], RowsOfRanks]:
+    """Return the parts of this rank's vector, and how the rows of all ranks make one.
 
     Args:
         team: The ranks, each of which calls this.
-        assembly: Makes the vector of what `function` returns.
+        vectorizer: Makes the vector of what `function` returns.
         function: Computes the residuals of this rank's data.
 
     Raises:
         OtherRankError: If the function of another rank has failed: no rank waits for one that has.
     """
     try:
-        vector = assembly(function())
+        parts = vectorizer.parts(function())
     except Exception:
         _counts(team, [0, 0], FAILED)
         raise
-    counts = _counts(team, [len(vector), len(assembly.sizes)])
+    own = list(map(len, parts))
+    counts = _counts(team, [sum(own), len(own)])
     sizes = [rows for rows, _ in counts]
-    factors = torch.ones_like(vector.detach())
-    if assembly.takes_means:
+    factors = parts[0].detach().new_ones(sum(own))
+    if vectorizer.takes_means:
         terms = [terms for _, terms in counts]
         if len(set(terms)) != 1:
             raise ValueError(
-                f"{assembly.who}: ranks have {terms} terms of residuals; all need the same, in one order"
+                f"{vectorizer.who}: ranks have {terms} terms of residuals; all need the same, in one order"
             )
-        of_ranks = torch.tensor(_counts(team, assembly.sizes), dtype=torch.float64)
-        own = torch.tensor(assembly.sizes, dtype=torch.float64)
+        of_ranks = torch.tensor(_counts(team, own), dtype=torch.float64)
         # A term is divided by the root of its size on this rank, and is to be by that of all.
-        shares = (own / of_ranks.sum(0)).sqrt()
-        factors = torch.repeat_interleave(shares, own.to(torch.int64)).to(factors)
-    return vector, RowsOfRanks(team, sizes, factors)
+        shares = (of_ranks[team.rank] / of_ranks.sum(0)).sqrt()
+        factors = torch.repeat_interleave(shares, torch.tensor(own)).to(factors)
+    return parts, RowsOfRanks(team, sizes, factors)
 
 
 def _counts(team: Team, counts: list[int], report: float = 0.0) -> list[list[int]]:

@@ -40,6 +40,10 @@ from gradtx.links.orthogonal import View
 from gradtx.algorithms.muon_eq import Sides
 from gradtx.algorithms.psgd import Mode
 from gradtx.algorithms.sinkgd import Order
+from gradtx.curvature.fisher import Likelihood
+from gradtx.curvature.solves import Solve
+from gradtx.curvature.terms import Reduction
+from gradtx.curvature.terms import Weights
 from gradtx.algorithms.scalable_shampoo import Graft
 
 __all__ = [

@@ -494,17 +494,17 @@ class OptimizerRun(Run):
                 self._check_no_backward(extra)
                 return result
 
-            vector, division = self._assembled(finish, computed)
-        if not vector.requires_grad:
+            parts, division = self._assembled(finish, computed)
+        if not any(part.requires_grad for part in parts):
             raise RuntimeError(
                 f"{extra}: its result has no graph; compute it from the parameters of the optimizer, without "
                 "torch.no_grad() and detach()"
             )
         # All products have the wider of the two dtypes.
-        joint = JointVector(list(params.values()), vector.dtype)
+        joint = JointVector(list(params.values()), parts[0].dtype)
         with torch.enable_grad():
-            vector = vector.to(joint.dtype)
-        jacobian: Jacobian = GraphJacobian(vector, sources, joint)
+            parts = [part.to(joint.dtype) for part in parts]
+        jacobian: Jacobian = GraphJacobian(parts, sources, joint)
         if division is not None:
             jacobian = GatheredJacobian(jacobian, division)
         if keeps:
@@ -518,16 +518,16 @@ class OptimizerRun(Run):
         params: Leaves,
     ) -> Tensor:
         with self._moved_to(params):
-            vector, division = self._assembled(finish, self.functions[extra])
-        vector = vector.detach()
+            parts, division = self._assembled(finish, self.functions[extra])
+        vector = torch.cat(parts).detach()
         return vector if division is None else division.gathered(vector)
 
     def _assembled(
         self, finish: Vectorizer, function: Callable[[], Any]
-    ) -> tuple[Tensor, RowsOfRanks | None]:
-        """Return the vector of this rank, and how those of ranks make one if there are several."""
+    ) -> tuple[list[Tensor], RowsOfRanks | None]:
+        """Return the parts of this rank's vector, and how those of ranks make one if there are several."""
         if self.team is None or self.team.size == 1:
-            return finish(function()), None
+            return finish.parts(function()), None
         if not finish.is_loss:
             raise ValueError(
                 f"{finish.who}: outputs_fn cannot be combined with process_group, since a loss of outputs sees the "
@@ -555,7 +555,8 @@ class OptimizerRun(Run):
         function = self.functions[extra]
 
         def value_fn() -> Tensor:
-            vector, division = self._assembled(finish, function)
+            parts, division = self._assembled(finish, function)
+            vector = torch.cat(parts)
             return loss_of(vector if division is None else division.gathered(vector))
 
         self._follows_loss = True

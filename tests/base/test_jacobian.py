@@ -24,7 +24,7 @@ def both(m):
     sources = [a.clone().requires_grad_(), b.clone().requires_grad_()]
     traced = function(torch.cat([sources[0], sources[1][:, 0]]))
     of_function = FunctionJacobian(function, joint, point)
-    of_graph = GraphJacobian(traced, sources, joint)
+    of_graph = GraphJacobian([traced[:1], traced[1:]], sources, joint)
     return of_function, of_graph, torch.func.jacrev(function)(point), function, point
 
 
@@ -63,13 +63,13 @@ def test_sums_of_squares_of_a_large_matrix_need_no_matrix(monkeypatch):
 
 def test_a_vector_that_is_linear_in_the_parameters_has_a_second_derivative_of_zero():
     source = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    jacobian = GraphJacobian(2 * source, [source], JointVector([source.detach()]))
+    jacobian = GraphJacobian([2 * source], [source], JointVector([source.detach()]))
     assert jacobian.second(torch.ones(3, dtype=torch.float64)).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_parameter_without_influence_has_a_column_of_zeros():
     used, unused = (torch.ones(2, requires_grad=True) for _ in range(2))
-    jacobian = GraphJacobian(used**2, [used, unused], JointVector([used.detach(), unused.detach()]))
+    jacobian = GraphJacobian([used**2], [used, unused], JointVector([used.detach(), unused.detach()]))
     assert jacobian.rows.tolist() == [[2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]
 
 
@@ -79,4 +79,4 @@ def test_a_vector_that_ignores_all_parameters_is_known_as_constant():
     joint = JointVector([source])
     assert FunctionJacobian(lambda vector: torch.ones(3), joint, source).is_constant
     assert not FunctionJacobian(lambda vector: 2 * vector, joint, source).is_constant
-    assert GraphJacobian(2 * other, [source.clone().requires_grad_()], joint).is_constant
+    assert GraphJacobian([2 * other], [source.clone().requires_grad_()], joint).is_constant
