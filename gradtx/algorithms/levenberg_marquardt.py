@@ -99,7 +99,9 @@ def scale_by_levenberg_marquardt(
         TypeError, ValueError, RuntimeError: As `scale_by_gauss_newton`.
 
     Example:
-        >>> residual_fn = lambda p: torch.stack([10 * (p["x"][1] - p["x"][0] ** 2), 1 - p["x"][0]])
+        >>> def residual_fn(p):
+        ...     x, y = p["x"]
+        ...     return torch.stack([10 * (y - x**2), 1 - x])
         >>> tx = gradtx.levenberg_marquardt()
         >>> params = {"x": torch.tensor([-1.2, 1.0], dtype=torch.float64)}  # Rosenbrock's
         >>> state = tx.init(params)
