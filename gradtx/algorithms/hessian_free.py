@@ -108,7 +108,7 @@ def scale_by_hessian_free(
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
         ctx.tell_loss(problem)
-        lam = state["damping"] if adapt else damping
+        lam: Any = state["damping"] if adapt else damping
         way = chosen(problem, "cg", max_steps=max_steps, takes=("cg",))
         start = warm_start * problem.vector(state["solution"])
         inner = _minimized(problem, lam, start, max_steps, stop == "martens")

@@ -99,11 +99,11 @@ def scale_by_levenberg_marquardt(
         TypeError, ValueError, RuntimeError: As `scale_by_gauss_newton`.
 
     Example:
-        >>> def residual_fn(p):
+        >>> def residual_fn(p):  # Rosenbrock's
         ...     x, y = p["x"]
         ...     return torch.stack([10 * (y - x**2), 1 - x])
         >>> tx = gradtx.levenberg_marquardt()
-        >>> params = {"x": torch.tensor([-1.2, 1.0], dtype=torch.float64)}  # Rosenbrock's
+        >>> params = {"x": torch.tensor([-1.2, 1.0], dtype=torch.float64)}
         >>> state = tx.init(params)
         >>> for _ in range(20):
         ...     updates, state = tx.update(params, state, params, residual_fn=residual_fn)
