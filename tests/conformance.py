@@ -485,6 +485,7 @@ OF_EACH_KIND = (
     "orthogonalize", "scale_by_shampoo", "scale_by_kl_shampoo", "scale_by_psgd_kron", "lmo",  # matrices
     "add_noise", "stochastic_round", "compensate_rounding",  # random numbers, roundings
     "average", "schedule_free", "scale_by_polyak", "scale_by_hessian", "scale_by_mars",  # other inputs and outputs
+    "scale_by_gauss_newton", "levenberg_marquardt",  # functions in place of gradients
     "accumulate", "skip_nonfinite", "partition", "masked", "freeze", "lookahead", "restart", "sam", "graft", "rotated",
     "low_rank", "blocks", "mechanize", "with_state_dtype",
     "adamw", "sgd-on-nesterov", "muon", "soap", "lbfgs", "prodigy", "schedule_free_adamw", "adafactor",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 
 from gradtx.arguments import Positive, Static
+from gradtx.base.exact import exact
 from gradtx.curvature.problem import problem_of
 from gradtx.curvature.solves import Damping, chosen, solved
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
@@ -65,8 +66,7 @@ def scale_by_dogleg(
 
     def init(params):
         device = next(iter(params.values())).device
-        first = torch.as_tensor(radius, dtype=torch.float64, device=device)
-        return {"radius": first.clone()}
+        return {"radius": exact(radius, device).clone()}
 
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms)

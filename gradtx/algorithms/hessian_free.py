@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx.arguments import Count, Fraction, NonNegative, Positive, Static
 from gradtx.base import torch_names as _torch
+from gradtx.base.exact import exact
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import chosen
@@ -101,14 +102,13 @@ def scale_by_hessian_free(
         device = next(iter(params.values())).device
         state = {"solution": map_tensors(torch.zeros_like, params)}
         if adapt:
-            first = torch.as_tensor(damping, dtype=torch.float64, device=device)
-            state["damping"] = first.clone()
+            state["damping"] = exact(damping, device).clone()
         return state
 
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
         ctx.tell_loss(problem)
-        lam = state["damping"] if adapt else damping
+        lam: Any = state["damping"] if adapt else damping
         way = chosen(problem, "cg", max_steps=max_steps, takes=("cg",))
         start = warm_start * problem.vector(state["solution"])
         inner = _minimized(problem, lam, start, max_steps, stop == "martens")

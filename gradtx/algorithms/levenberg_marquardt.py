@@ -120,7 +120,7 @@ def scale_by_levenberg_marquardt(
 
     def init(params):
         device = next(iter(params.values())).device
-        zero = torch.zeros((), dtype=torch.float64, device=device)
+        zero = exact(0.0, device)
         state = {"damping": zero, "growth": zero + 2.0}
         if scaling == "running":
             state["diagonal"] = map_tensors(torch.zeros_like, params)

@@ -187,11 +187,10 @@ def natural_gradient(
         >>> x, y = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.0, 1.0, 0.0])
         >>> weight = torch.nn.Parameter(torch.zeros(1))
         >>> optimizer = gradtx.optim.NaturalGradient([weight])
-        >>> loss_of_outputs = torch.nn.functional.binary_cross_entropy_with_logits
+        >>> def loss_of(z):
+        ...     return torch.nn.functional.binary_cross_entropy_with_logits(z, y)
         >>> for _ in range(5):
-        ...     loss = optimizer.step(
-        ...         outputs_fn=lambda: x @ weight, loss_of_outputs=lambda z: loss_of_outputs(z, y)
-        ...     )
+        ...     loss = optimizer.step(outputs_fn=lambda: x @ weight, loss_of_outputs=loss_of)
         >>> weight.data
         tensor([-0.3...])
 

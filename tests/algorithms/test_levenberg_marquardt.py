@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.base import exact
 from tests.algorithms.least_squares import (
     drawn,
     optimizer_of,
@@ -17,6 +18,7 @@ from tests.algorithms.least_squares import (
     updates_of,
     vector_of,
 )
+from tests.conformance import tensors
 from tests.least_squares_problems import CLASSIC, vector
 
 
@@ -366,3 +368,16 @@ def test_a_leaf_without_a_gradient_is_a_constant():
     rest = {name: params[name] for name in ("b2", "b3")}
     alone = updates_of(tx, rest, residual_fn=lambda p: problem.residual({"b1": params["b1"], **p}))
     torch.testing.assert_close({name: updates[name] for name in rest}, alone)
+
+
+@pytest.mark.parametrize("name", ["levenberg_marquardt", "dogleg", "hessian_free"])
+def test_states_are_float32_where_a_device_has_no_float64(name, monkeypatch):
+    monkeypatch.setattr(exact, "WITHOUT_FLOAT64", ("cpu",))
+    tx, params = getattr(gradtx, name)(), {"w": torch.ones(2)}
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(params, state, params, residual_fn=lambda p: torch.cat([p["w"].atan(), p["w"]]))
+        params = gradtx.apply_updates(params, updates)
+    dtypes = {x.dtype for x in tensors(state).values() if x.is_floating_point()}
+    assert dtypes == {torch.float32}
+    assert params["w"].abs().max() < 0.9

@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 import gradtx
 from gradtx.compiler import kernels
-from tests.conformance import all_cases, chosen_aliases, examples_of, noise
+from tests.conformance import all_cases, chosen_aliases, examples_of, functions, noise
 from tests.distributed.problems import assert_close, bundled, engine, whole
 from tests.examples import PAIR
 from tests.tiers import by_day
@@ -24,6 +24,7 @@ CASES = {
     if (case.factory.spec.kind in ("rule", "tree") or not case.label)
     and (case.factory.spec.kind != "alias" or case in chosen_aliases())
     and case.is_determined()
+    and not functions(case.example)  # test_curvature.py has those
 }
 
 # The last process has nothing of `row`; `scalar` is not divided, as parameters that FSDP ignores.
