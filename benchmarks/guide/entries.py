@@ -16,7 +16,7 @@ OTHER_RATES = {
     "a2grad": ("lips", 10.0),
     "cocob": ("alpha", 100.0),
 }
-# What no task fits: gradients of single samples, and a step from losses alone. `sweep`, which trains the members, passes
+# What no task fits: gradients of single samples, and a step from losses alone. The sweeps that train the members pass
 # no residuals and no outputs.
 LEFT_OUT = (
     *("dpsgd", "mezo"),
