@@ -16,8 +16,13 @@ OTHER_RATES = {
     "a2grad": ("lips", 10.0),
     "cocob": ("alpha", 100.0),
 }
-# What no task fits: gradients of single samples, and a step from losses alone.
-LEFT_OUT = ("dpsgd", "mezo")
+# What no task fits: gradients of single samples, and a step from losses alone. The sweeps that train the members pass
+# no residuals and no outputs.
+LEFT_OUT = (
+    *("dpsgd", "mezo"),
+    *("dogleg", "gauss_newton", "hessian_free", "levenberg_marquardt"),
+    *("natural_gradient", "spring"),
+)
 # Methods whose authors use no schedule: they average, or find their own rate.
 WITHOUT_SCHEDULE = (
     *(
