@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from gradtx.arguments import Count, NonNegative, Static
+from gradtx.arguments import Count, Decay, NonNegative, Static
 from gradtx.curvature.problem import problem_of
-from gradtx.curvature.solves import Solve, direction_of
+from gradtx.curvature.solves import Solve, averaged, direction_of
 from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
 from gradtx.links.decay import with_decay
 from gradtx.rules import alias, whole_tree
@@ -25,6 +25,7 @@ def scale_by_gauss_newton(
     damping: NonNegative = 1e-3,
     solve: Static[Solve] = "auto",
     scaling: Literal["identity", "diagonal"] = "identity",
+    decay: Decay | None = None,
     reduction: Static[Reduction] = "sum",
     weights: Static[Weights | None] = None,
     max_steps: Static[Count] = 100,
@@ -54,14 +55,16 @@ def scale_by_gauss_newton(
             residuals; "cg" and "lsmr" (residuals): from products with $J$ and $J^\top$ alone. "auto" chooses by sizes;
             `optimizer.explain()` names the choice and its memory.
         scaling: $D$: "identity", or "diagonal" for the diagonal of $J^\top J$ (or $J^\top H J$), with 1 in place of 0.
+        decay: $\beta$ in [0, 1) of a running average of the matrix $J^\top H J$, divided by $1 - \beta^t$, for
+            batches; "dense" only. It costs a state of n x n numbers. None for the matrix of each step alone.
         reduction: "sum" or "mean", of the squares of each term.
         weights: The weight of each term, a dict of numbers by name, if `residual_fn` returns a dict; None for 1.
         max_steps: The largest number of steps of "cg" and "lsmr", >= 1.
         tolerance: Where they stop: their residual relative to the right-hand side; None for a default of the dtype.
 
     Returns:
-        A transformation with the shapes and dtypes of the parameters, and without state. Residuals that are not finite
-        give NaN updates.
+        A transformation with the shapes and dtypes of the parameters. State: with `decay` `curvature`, the rows of the
+        averaged matrix that belong to the leaf. Residuals that are not finite give NaN updates.
 
     Raises:
         TypeError: If a function returns no tensor, or an extra is no function.
@@ -85,17 +88,33 @@ def scale_by_gauss_newton(
     """
     checked_weights("scale_by_gauss_newton", weights)
     terms = Terms("scale_by_gauss_newton", reduction, weights)
+    scaled = scaling == "diagonal"
+    if decay is not None and solve not in ("auto", "dense"):
+        raise ValueError(
+            f"scale_by_gauss_newton: decay averages the matrix of solve='dense', which solve={solve!r} does not make"
+        )
+
+    def init(params):
+        if decay is None:
+            return {}
+        n = sum(param.numel() for param in params.values())
+        zeros = {name: p.new_zeros(p.numel(), n) for name, p in params.items()}
+        return {"curvature": zeros}
 
     def update(updates, state, params, ctx):
         problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
         ctx.tell_loss(problem)
-        scaled = scaling == "diagonal"
+        if decay is not None:
+            before = state["curvature"]
+            direction, average = averaged(ctx, problem, before, decay, damping, scaled)
+            gradient = problem.tree(problem.gradient)
+            return problem.tree(direction), {"curvature": average}, gradient
         direction = direction_of(
             ctx, problem, solve, damping, scaled, max_steps, tolerance
         )
         return problem.tree(direction), state, problem.tree(problem.gradient)
 
-    return update
+    return init, update
 
 
 @alias
@@ -117,6 +136,7 @@ def gauss_newton(
         damping: As in `scale_by_gauss_newton`, as are the arguments that follow.
         solve: How to solve the system: "auto", "qr", "dense", "kernel", "cg" or "lsmr".
         scaling: "identity" or "diagonal".
+        decay: The decay of a running average of the matrix; None for none.
         reduction: "sum" or "mean".
         weights: The weight of each term by name.
         max_steps: The largest number of steps of "cg" and "lsmr".
@@ -124,7 +144,7 @@ def gauss_newton(
         weight_decay: $\lambda \ge 0$, decoupled; a decay of the loss is a residual, `sqrt(decay) * p`.
 
     Returns:
-        A transformation whose updates are added to the parameters, without state.
+        A transformation whose updates are added to the parameters. State: with `decay` `curvature`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([2.0]))

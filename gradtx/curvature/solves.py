@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.curvature.problem import CurvatureProblem, OutputProblem
+from gradtx.curvature.problem import CurvatureProblem, OutputProblem, Tree
 from gradtx.maths import linear_solvers
 
 Solve: TypeAlias = Literal["auto", "qr", "dense", "kernel", "cg", "lsmr"]
@@ -412,3 +412,52 @@ def direction_of(
     check_definite(way, problem, solution, damped)
     ctx.report(way, solution.measured)
     return torch.where(solution.failed, torch.nan, solution.direction)
+
+
+def averaged(
+    ctx: Any,
+    problem: CurvatureProblem,
+    before: Tree,
+    decay: Any,
+    damping: Any,
+    scaled: bool,
+) -> tuple[Tensor, Tree]:
+    """Return (A + lam D)^-1 g for an average A of J^T H J, and the average before its correction, by leaf.
+
+    Args:
+        ctx: The context of the link.
+        problem: The loss.
+        before: The rows of the old average that belong to each leaf.
+        decay: The weight of the old average.
+        damping: lam.
+        scaled: Whether D is the diagonal of A; else it is the identity.
+
+    Raises:
+        ValueError: If the average belongs to other leaves.
+        RuntimeError: If the matrix has no factor.
+    """
+    way = chosen(problem, "dense")
+    rows = widened(problem.jacobian.rows, way.columns)
+    for name, of_leaf in before.items():
+        if of_leaf.shape[1] != way.columns:
+            raise ValueError(
+                f"{problem.who}: decay averages one matrix for all parameters, but that of leaf {name!r} is for "
+                f"{of_leaf.shape[1]} entries of {way.columns}; pass the parameters as one group, none of them frozen "
+                "for a while"
+            )
+    old = torch.cat([before[name] for name in problem.names]).to(rows)
+    new = decay * old + (1 - decay) * (rows.mT @ problem.weighted_rows.to(rows))
+    matrix = new / ctx.bias_correction(decay).to(new)
+    diagonal = matrix.diagonal()
+    filled = torch.where(diagonal == 0, 1.0, diagonal) if scaled else None
+    damped = Damping(damping, filled)
+    shift = torch.diag(damped.entries(matrix, way.columns))
+    solution, failed, factor = cholesky_solved(
+        matrix + shift, problem.gradient.to(matrix)
+    )
+    direction = solution.to(problem.gradient.dtype)
+    solved_system = Solved(direction, failed, _condition(factor.diagonal()))
+    check_definite(way, problem, solved_system, damped)
+    ctx.report(way, solved_system.measured)
+    of_leaves = dict(zip(problem.names, new.split(problem.joint.sizes), strict=True))
+    return torch.where(failed, torch.nan, direction), of_leaves

@@ -2010,6 +2010,7 @@ class GaussNewton(AliasOptimizer):
         damping: NonNegative = 0.001,
         solve: Static[Solve] = "auto",
         scaling: Literal['identity', 'diagonal'] = "identity",
+        decay: Decay | None = None,
         reduction: Static[Reduction] = "sum",
         weights: Static[Weights | None] = None,
         max_steps: Static[Count] = 100,

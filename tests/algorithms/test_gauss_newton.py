@@ -393,3 +393,38 @@ def test_without_damping_residuals_that_are_nan_give_updates_that_are_nan():
     for m in (4, 12):
         fn = lambda p, m=m: residuals_of(m)(p) * torch.nan  # noqa: E731
         assert vector_of(updates_of(gradtx.gauss_newton(damping=0.0), params, residual_fn=fn)).isnan().all()
+
+
+@pytest.mark.parametrize("scaling", ["identity", "diagonal"])
+def test_a_decay_averages_the_matrix_over_batches(scaling):
+    x, y = drawn(0, 4, 12, 3), drawn(1, 4, 12)
+    tx = gradtx.gauss_newton(lr=0.5, damping=1e-2, decay=0.8, scaling=scaling)
+    params = {"b": torch.zeros((), dtype=torch.float64), "w": torch.zeros(3, dtype=torch.float64)}
+    state, (optimizer, leaves) = tx.init(params), optimizer_of(tx, params)
+    expected, average = torch.zeros(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)
+    for t, (inputs, targets) in enumerate(zip(x, y, strict=True)):
+
+        def residuals(p, inputs=inputs, targets=targets):
+            return torch.tanh(inputs @ p["w"] + p["b"]) - targets
+
+        like = {"b": expected[0], "w": expected[1:]}
+        J, r = jacobian_of(residuals, like), residuals(like)
+        average = 0.8 * average + 0.2 * J.mT @ J
+        matrix = average / (1 - 0.8 ** (t + 1))
+        D = matrix.diagonal() if scaling == "diagonal" else torch.ones(4, dtype=torch.float64)
+        expected = expected - 0.5 * torch.linalg.solve(matrix + 1e-2 * torch.diag(D), J.mT @ r)
+        updates, state = tx.update(params, state, params, residual_fn=residuals)
+        params = gradtx.apply_updates(params, updates)
+        optimizer.step(lambda residuals=residuals: residuals(leaves))
+        assert_near(vector_of(params), expected, 1e-9)
+        assert_near(vector_of(leaves), expected, 1e-9)
+
+
+def test_a_decay_needs_the_dense_matrix_and_one_group():
+    with pytest.raises(ValueError, match="decay averages the matrix of solve='dense', which solve='cg' does not make"):
+        gradtx.scale_by_gauss_newton(decay=0.9, solve="cg")
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [("a", a)]}, {"params": [("b", b)]}]
+    optimizer = gradtx.as_optimizer(gradtx.gauss_newton(decay=0.9), groups)
+    with pytest.raises(ValueError, match="that of leaf 'a' is for 2 entries of 4; pass the parameters as one group"):
+        optimizer.step(lambda: a * b - 3)
