@@ -7,18 +7,25 @@ The equation is -laplace(u) = f on the unit square, with u = 0 at the edge and t
 network 2-32-32-1 in float64 has 1,185 parameters; the residuals are those of the equation at 400 points inside and of
 the edge at 120 points. The loss is half of the sum of both means of squares, with a weight for the edge. Prints the
 relative L2 error at 2,000 other points, at a third of the time and at the end. Trials of a search count as losses.
+`PerPoint` of examples/physics_informed.py computes the Jacobian of residuals that depend on one point each in one
+batched pass; `--by-rows` leaves that to gradtx, which needs a backward pass for each residual.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
 import torch
 from common import machine
+from physics_informed import PerPoint  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
 import gradtx
@@ -46,41 +53,49 @@ def solution(points: Tensor) -> Tensor:
     return (math.pi * points).sin().prod(-1)
 
 
-class Network(nn.Module):
-    def __init__(self, seed: int = 0):
-        super().__init__()
-        torch.manual_seed(seed)
-        sizes = (2, WIDTH), (WIDTH, WIDTH), (WIDTH, 1)
-        self.layers = nn.ModuleList(nn.Linear(*size).double() for size in sizes)
+Leaves = tuple[Tensor, ...]  # weight and bias of each layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, *others = self.layers
-        y = first(x)
-        for layer in others:
-            y = layer(y.tanh())
-        return y[:, 0]
 
-    def laplace(self, x: Tensor) -> Tensor:
-        """Return the sum of second derivatives, by those of each layer along both axes."""
-        first, *others = self.layers
-        y = first(x)
-        slopes = [first.weight[:, axis].expand_as(y) for axis in range(2)]
-        bend = torch.zeros_like(y)
-        for layer in others:
-            value = y.tanh()
-            d1 = 1 - value**2
-            d2 = -2 * value * d1
-            bend = d2 * sum(slope**2 for slope in slopes) + d1 * bend
-            slopes = [(d1 * slope) @ layer.weight.T for slope in slopes]
-            y, bend = layer(value), bend @ layer.weight.T
-        return bend[:, 0]
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = nn.Linear(2, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh()
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 1)).double()
+
+
+def value(leaves: Leaves, x: Tensor) -> Tensor:
+    """Return the network at points [..., 2]."""
+    y = x
+    for i in range(0, len(leaves), 2):
+        y = (y if i == 0 else y.tanh()) @ leaves[i].T + leaves[i + 1]
+    return y[..., 0]
+
+
+def laplace(leaves: Leaves, x: Tensor) -> Tensor:
+    """Return the sum of second derivatives at points [..., 2], by those of each layer along both axes."""
+    first, bias, *others = leaves
+    y = x @ first.T + bias
+    slopes = [first[:, axis].expand_as(y) for axis in range(2)]
+    bend = torch.zeros_like(y)
+    for i in range(0, len(others), 2):
+        weight, bias = others[i], others[i + 1]
+        activated = y.tanh()
+        d1 = 1 - activated**2
+        d2 = -2 * activated * d1
+        bend = d2 * (slopes[0] ** 2 + slopes[1] ** 2) + d1 * bend
+        slopes = [(d1 * slope) @ weight.T for slope in slopes]
+        y, bend = activated @ weight.T + bias, bend @ weight.T
+    return bend[..., 0]
 
 
 class Run:
     """A network, its points, and the clock."""
 
-    def __init__(self, seconds: float):
-        self.network, self.seconds = Network(), seconds
+    takes_residuals = False
+
+    def __init__(self, seconds: float, by_rows: bool = False):
+        self.by_rows = by_rows
+        self.network, self.seconds = network(), seconds
+        self.leaves = tuple(self.network.parameters())
         self.inner, self.edge, self.test = points()
         self.source = 2 * math.pi**2 * solution(self.inner)
         self.target = solution(self.test)
@@ -89,8 +104,13 @@ class Run:
 
     def residuals(self) -> dict[str, Tensor]:
         self.calls += 1
-        equation = self.network.laplace(self.inner) + self.source
-        return {"pde": equation, "boundary": self.network(self.edge)}
+        equation = self._at(laplace, self.inner) + self.source
+        return {"pde": equation, "boundary": self._at(value, self.edge)}
+
+    def _at(self, function: Callable[[Leaves, Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.takes_residuals and not self.by_rows:
+            return PerPoint.apply(function, (x,), *self.leaves)
+        return function(self.leaves, x)
 
     def loss(self) -> Tensor:
         terms = self.residuals()
@@ -107,11 +127,12 @@ class Run:
 
     def error(self) -> float:
         with torch.no_grad():
-            difference = self.network(self.test) - self.target
+            difference = value(self.leaves, self.test) - self.target
         return (difference.norm() / self.target.norm()).item()
 
     def train(self, optimizer: Any, takes_residuals: bool) -> None:
         """Step until the time is over."""
+        self.takes_residuals = takes_residuals
         closure: Callable[[], Any] = self.residuals if takes_residuals else self.closure
         began = time.perf_counter()
         while (passed := time.perf_counter() - began) < self.seconds:
@@ -184,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--only", default="", help="a part of the names")
+    parser.add_argument("--by-rows", action="store_true")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(f"{machine()}, {options.seconds:g} s each")
@@ -192,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, (make, takes_residuals) in METHODS.items():
         if options.only.lower() not in name.lower():
             continue
-        run = Run(options.seconds)
+        run = Run(options.seconds, options.by_rows)
         run.train(make(run.network), takes_residuals)
         print(
             f"{name:32}{run.early:>12.1e}{run.error():>12.1e}{run.steps:>8}{run.calls:>8}",
