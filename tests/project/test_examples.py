@@ -194,3 +194,25 @@ def test_the_residual_of_physics_informed_is_the_equation_by_differences_and_zer
     torch.testing.assert_close(
         names["network"](params, edges, times), names["solution"](edges, times), rtol=0, atol=1e-12
     )
+
+
+def test_rows_per_point_of_physics_informed_are_those_of_a_backward_pass_for_each_residual():
+    names = script("physics_informed")
+    params = {name: value.requires_grad_() for name, value in names["start"](0).items()}
+    draw = torch.Generator().manual_seed(0)
+    points = tuple(torch.rand(2, 5, generator=draw, dtype=torch.float64))
+
+    def function(leaves, x, t):
+        return names["residual"](dict(zip(params, leaves, strict=True)), x, t)
+
+    leaves = list(params.values())
+    values = names["PerPoint"].apply(function, points, *leaves)
+    expected = names["residual"](params, *points)
+    torch.testing.assert_close(values, expected, rtol=0, atol=0)
+    unit = torch.eye(5, dtype=torch.float64)
+    for row in unit:
+        ours = torch.autograd.grad(values, leaves, row, retain_graph=True)
+        theirs = torch.autograd.grad(expected, leaves, row, retain_graph=True)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)  # sums in another order
+    batched = torch.autograd.grad(values, leaves, unit, is_grads_batched=True)
+    torch.testing.assert_close([rows[-1] for rows in batched], list(ours), rtol=1e-12, atol=1e-13)
