@@ -428,3 +428,21 @@ def test_a_decay_needs_the_dense_matrix_and_one_group():
     optimizer = gradtx.as_optimizer(gradtx.gauss_newton(decay=0.9), groups)
     with pytest.raises(ValueError, match="that of leaf 'a' is for 2 entries of 4; pass the parameters as one group"):
         optimizer.step(lambda: a * b - 3)
+
+
+READERS = {
+    "alig": lambda link: gradtx.chain(link, gradtx.alig(max_lr=1.0)),
+    "reduce_on_plateau": lambda link: gradtx.chain(link, gradtx.scale(-1.0), gradtx.reduce_on_plateau(patience=1)),
+    "cautious": lambda link: gradtx.chain(link, gradtx.scale_by_caution(), gradtx.scale_by_learning_rate(0.1)),
+    "momentum": lambda link: gradtx.chain(link, gradtx.trace(0.5), gradtx.scale_by_learning_rate(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_links_behind_that_read_the_loss_or_the_gradient_work_in_both_uses(name):
+    tx = READERS[name](gradtx.scale_by_gauss_newton(damping=1e-2))
+    params, fn = start_of(), residuals_of(12)
+    pure = path_of(tx, params, 4, residual_fn=fn)
+    torch.testing.assert_close(path_in_optimizer(tx, params, fn, 4), pure, rtol=1e-9, atol=1e-9)
+    losses = [fn(tree_of(row, params)).square().sum() for row in pure]
+    assert losses[-1] < fn(params).square().sum()
