@@ -31,7 +31,7 @@ toc_object_entries_show_parents = "hide"
 KNOWN = (
     r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|StateDtype|Params|Shape|Where|Names|P|"
     "Entries|Factory|Leaf|Tree|Multipliers|Shapes|Clock|Coefficients|Explanation|ReleasedGradients|Row|Engine|"
-    "Findings|Sample|Link|WatchedTransformation"
+    "Findings|Sample|Link|WatchedTransformation|Weights"
 )
 nitpick_ignore_regex = [("py:class", KNOWN)]
 
