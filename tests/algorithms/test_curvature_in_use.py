@@ -41,3 +41,16 @@ def test_a_state_of_other_parameters_is_named(tx):
     params = {**start(), "extra": torch.ones((), dtype=torch.float64)}
     with pytest.raises(ValueError, match=r"state lacks \['extra'\]; pass the state"):
         tx.update(params, state, params, residual_fn=residual_fn)
+
+
+def test_a_pinn_without_create_graph_is_told_of_it():
+    weight = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    optimizer = gradtx.optim.GaussNewton([weight])
+
+    def closure():
+        points = X.clone().requires_grad_()
+        (slope,) = torch.autograd.grad((weight * points**2).sum(), points)
+        return slope - 1
+
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        optimizer.step(closure)
