@@ -20,6 +20,7 @@ from gradtx.execution.chain_order import order_faults
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import negating
 from gradtx.execution.expansion import is_checked_already
+from gradtx.execution.extras import FUNCTION_KINDS
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.pure import first_trees as _first_trees
@@ -184,6 +185,8 @@ class GradientTransformation:
         update = _graphs.update if is_traced else _tree_plans.update
         call = _pure.UpdateCall(self, updates, state, params, extras)
         kinds, _ = self._requirements()
+        if is_traced and not FUNCTION_KINDS.isdisjoint(kinds.values()):
+            return _updated_untraced(call)
         if "grad_sample" in kinds and "grad_sample" not in extras:
             call = _pure.with_examples(call)
         result = update(call)
@@ -736,6 +739,12 @@ def warn_of_order(who: str, txs: Iterable[GradientTransformation]) -> None:
     )
     if fault is not None:
         warn_user(f"{who}: {fault}")
+
+
+@_torch.not_traced
+def _updated_untraced(call: _pure.UpdateCall) -> tuple[Any, dict[str, Any]]:
+    """Compute a step outside of the compiled graph: dynamo does not trace the derivatives that a link takes."""
+    return _pure.update(call)
 
 
 def check_transformation(who: str, what: str, tx: Any) -> None:

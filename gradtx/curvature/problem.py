@@ -111,6 +111,11 @@ class CurvatureProblem:
 
     def vector(self, tree: Tree) -> Tensor:
         """Return the entries of a tree as one vector."""
+        lacking = [name for name in self.names if name not in tree]
+        if lacking:
+            raise ValueError(
+                f"{self.who}: state lacks {lacking}; pass the state that this chain's init made of these parameters"
+            )
         return self.joint.joined([tree[name] for name in self.names])
 
 

@@ -221,6 +221,10 @@ def _weighted(residuals: Tensor, factor: Tensor | None) -> Tensor:
 
 def _checked_data(x: Any, y: Any, sigma: Any, args: tuple[Any, ...]) -> _Data:
     y = _as_tensor("y", y)
+    if y.is_complex():
+        raise ValueError(
+            "curve_fit: y is complex; fit its real and imaginary parts as points of their own"
+        )
     if not y.is_floating_point():
         y = y.to(torch.float64)
     if not y.ndim or not y.numel():

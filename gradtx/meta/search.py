@@ -187,7 +187,9 @@ class Fitter:
             ended = converged | at.failed | at.is_still
             bar.update(at.loss)
         bar.close()
-        return Ended(self.tx.eval_params(at.state, at.params), steps, converged)
+        # Convergence is that of the parameters themselves, not of their average or slow copy.
+        weights = self.tx.eval_params(at.state, at.params)
+        return Ended(_where(converged, at.params, weights), steps, converged)
 
     def together(self, params: Any, tensors: Tensors, dims: Sequence[Any]) -> Ended:
         """Search for the minimum of each member; those that have ended leave the batch.
@@ -209,7 +211,7 @@ class Fitter:
         ended, bar = at.failed, _LateBar(self)
         for count in range(1, self.steps + 1):
             if bool(ended.any()):
-                result = self._noted(result, ended, at, members)
+                result = self._noted(result, ended, at, members, converged)
                 at, tensors, members = _kept(~ended, at, tensors, dims, members)
             if not len(members):
                 break
@@ -229,7 +231,7 @@ class Fitter:
             bar.update(at.loss)
         bar.close()
         rest = torch.ones_like(members, dtype=torch.bool)
-        result = self._noted(result, rest, at, members)
+        result = self._noted(result, rest, at, members, converged)
         return Ended(result, steps, converged)
 
     def _is_due(self, may_end: Tensor, count: int) -> bool:
@@ -239,8 +241,15 @@ class Fitter:
         is_time = count % PERIOD == 0 or count == self.steps or self.until is not None
         return candidates > 0 and (is_majority or is_time)
 
-    def _noted(self, result: Any, which: Tensor, at: Reached, members: Tensor) -> Any:
-        """Return results with the weights for evaluation of some members of a batch."""
+    def _noted(
+        self,
+        result: Any,
+        which: Tensor,
+        at: Reached,
+        members: Tensor,
+        converged: Tensor,
+    ) -> Any:
+        """Return results with those of some members: parameters at a minimum, else weights for evaluation."""
         places = which.nonzero()[:, 0]
         if not len(places):
             return result
@@ -248,7 +257,8 @@ class Fitter:
             lambda leaf: leaf[places], (at.state, at.params)
         )
         weights = torch.vmap(self.tx.eval_params)(state, params)
-        return _put(result, members[places], weights)
+        rows = members[places]
+        return _put(result, rows, _where_first(converged[rows], params, weights))
 
 
 class _LateBar:

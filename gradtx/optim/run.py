@@ -498,7 +498,7 @@ class OptimizerRun(Run):
         if not any(part.requires_grad for part in parts):
             raise RuntimeError(
                 f"{extra}: its result has no graph; compute it from the parameters of the optimizer, without "
-                "torch.no_grad() and detach()"
+                "torch.no_grad(), inference_mode() and detach(), and with autograd.grad(..., create_graph=True)"
             )
         # All products have the wider of the two dtypes.
         joint = JointVector(list(params.values()), parts[0].dtype)

@@ -428,3 +428,20 @@ def test_a_fit_reads_as_its_parameters():
     fit = gradtx.curve_fit(decay, X, Y[0], START)
     assert re.fullmatch(r"Fit\(a = \S+ ± \S+, k = .*, converged in \d+ steps\)", repr(fit))
     assert repr(gradtx.curve_fit(decay, X, Y, START)) == "Fit(batch of (12,), 12 of 12 converged)"
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_converged_fit_returns_the_minimum_not_the_slow_weights_of_lookahead(members):
+    x = torch.linspace(0, 3, 20, dtype=torch.float64)
+    y = 2 * torch.exp(-1.5 * x)
+    y = y if members is None else y.expand(members, 20)
+    tx = gradtx.with_lookahead(gradtx.gauss_newton())
+    fit = gradtx.curve_fit(lambda x, a, k: a * torch.exp(-k * x), x, y, {"a": 1.0, "k": 1.0}, tx=tx)
+    assert fit.converged.all()
+    torch.testing.assert_close(fit.params["a"], torch.full_like(fit.params["a"], 2.0))
+
+
+def test_complex_data_are_an_error_instead_of_their_real_part():
+    x = torch.linspace(0, 3, 20, dtype=torch.float64)
+    with pytest.raises(ValueError, match="y is complex"):
+        gradtx.curve_fit(lambda x, a: a * x, x, x * 1j, {"a": 1.0})
