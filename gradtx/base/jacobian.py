@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradtx.base.torch_names import is_transformed
+from gradtx.base.torch_names import any_member, is_intercepted, is_transformed
 from gradtx.base.vectors import JointVector
 
 # A batched pass computes so many rows or columns that its tensors stay in the cache of a core, or fill a GPU: those of
@@ -45,6 +45,27 @@ class Vectorizer(Protocol):
         ...
 
 
+NO_PRODUCTS = (
+    "a function in the residuals has a backward pass that cannot be differentiated, so there are no products with "
+    "their Jacobian; use solve='qr', 'dense' or 'kernel'"
+)
+# Of the wider of two vectors that differ by rounding errors alone, also in float32.
+NEAR = 1e-3
+
+
+def _probe(like: Tensor) -> Tensor:
+    """Return a vector that is the same in each step, without zeros."""
+    return torch.arange(1, len(like) + 1, dtype=like.dtype, device=like.device).cos()
+
+
+def _are_near(x: Tensor, y: Tensor, scale: Tensor | None = None) -> bool:
+    """Whether two results agree but for rounding errors, or cannot be read, or one of them is not finite."""
+    if is_intercepted() or torch.compiler.is_compiling() or x.is_meta:
+        return True
+    size = x.norm() + y.norm() if scale is None else scale
+    return not any_member((x - y).norm() > NEAR * size)
+
+
 class Jacobian:
     """The derivatives of a vector of m entries by n entries of parameters, at one point.
 
@@ -56,6 +77,7 @@ class Jacobian:
     joint: JointVector
     value: Tensor
     is_constant = False  # whether it is known to depend on no parameter
+    _is_checked = False  # whether products J v are known to be right
     _bends = False  # whether a second derivative was asked for
 
     @property
@@ -91,6 +113,35 @@ class Jacobian:
             unit[i] = 1.0
             total += self.transposed(unit).square()
         return total
+
+    def _product(self, vector: Tensor) -> Tensor:
+        """Return J v as the derivative of a backward pass."""
+        raise NotImplementedError
+
+    def _check_products(self) -> None:
+        """Check products J v, from the derivative of a backward pass, by the backward pass itself.
+
+        torch leaves out parts of a function whose backward pass is declared `once_differentiable`, without an error.
+
+        Raises:
+            RuntimeError: If they are not.
+        """
+        if self._is_checked:
+            return
+        u = _probe(self.value)
+        of_rows = self.transposed(u)
+        v = _probe(of_rows)
+        product = self._product(v)
+        scale = product.norm() * u.norm() + of_rows.norm() * v.norm()
+        if not _are_near(product @ u, of_rows @ v, scale):
+            raise RuntimeError(NO_PRODUCTS)
+        self._is_checked = True
+
+    def _checked_columns(self, columns: Tensor) -> Tensor:
+        """Return J^T, from products J v if these are right, else from rows."""
+        probe = _probe(self.value)
+        is_right = _are_near(columns @ probe, self.transposed(probe))
+        return columns if is_right else self._rows().mT
 
     def kept(self) -> Jacobian | None:
         """Return it without what it is computed from, if its rows are known and no second derivative was asked for."""
@@ -171,6 +222,10 @@ class FunctionJacobian(Jacobian):
         self.is_constant = not follows[0]
 
     def times(self, vector: Tensor) -> Tensor:
+        self._check_products()
+        return self._product(vector)
+
+    def _product(self, vector: Tensor) -> Tensor:
         (product,) = self._forward(vector.to(self._point.dtype))
         return product
 
@@ -203,7 +258,8 @@ class FunctionJacobian(Jacobian):
         return _in_chunks(torch.vmap(self.transposed), self.value, self._entries)
 
     def _columns(self) -> Tensor:
-        return _in_chunks(torch.vmap(self.times), self._point, self._entries)
+        columns = _in_chunks(torch.vmap(self._product), self._point, self._entries)
+        return self._checked_columns(columns)
 
 
 class GraphJacobian(Jacobian):
@@ -238,6 +294,10 @@ class GraphJacobian(Jacobian):
         return all(gradient is None for gradient in gradients)
 
     def times(self, vector: Tensor) -> Tensor:
+        self._check_products()
+        return self._product(vector)
+
+    def _product(self, vector: Tensor) -> Tensor:
         return self._forward(vector, create_graph=False)
 
     def transposed(self, vector: Tensor) -> Tensor:
@@ -260,24 +320,36 @@ class GraphJacobian(Jacobian):
                 continue
 
             def pass_of(unit: Tensor, part: Tensor = part) -> Tensor:
-                return self._pulled_back(part, unit, is_grads_batched=True)
+                try:
+                    return self._pulled_back(part, unit, is_grads_batched=True)
+                except RuntimeError:  # as in what inductor has compiled
+                    alone = [self._pulled_back(part, row) for row in unit]
+                    return torch.stack(alone)
 
             rows.append(_in_chunks(pass_of, part.detach(), self._entries))
         return torch.cat(rows)
 
     def _columns(self) -> Tensor:
-        weights, pulled = self._linear
-
         def pass_of(unit: Tensor) -> Tensor:
+            weights, pulled = self._linear
             return self._derivative(pulled, weights, unit, is_grads_batched=True)
 
-        return _in_chunks(pass_of, pulled.detach(), self._entries)
+        try:
+            columns = _in_chunks(pass_of, self._linear[1].detach(), self._entries)
+        except (
+            RuntimeError
+        ):  # as what AOTAutograd has compiled, without a second backward pass
+            return self._rows().mT
+        return self._checked_columns(columns)
 
     @functools.cached_property
     def _linear(self) -> tuple[Tensor, Tensor]:
         """Weights w of 0, and J^T w with a graph."""
         weights = torch.zeros_like(self.value, requires_grad=True)
-        return weights, self._pulled_back(self._traced, weights, create_graph=True)
+        pulled = self._pulled_back(self._traced, weights, create_graph=True)
+        if not pulled.requires_grad:
+            raise RuntimeError(NO_PRODUCTS)
+        return weights, pulled
 
     def _forward(self, vector: Tensor, create_graph: bool) -> Tensor:
         weights, pulled = self._linear

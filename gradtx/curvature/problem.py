@@ -220,6 +220,8 @@ def problem_of(
     if has_loss and "outputs_fn" in takes:
         loss_of_outputs = ctx.loss_of_outputs
         _check_loss(who, reads_outputs, loss_of_outputs)
+    if not any(param.numel() for param in params.values()):
+        raise ValueError(f"{who}: the parameters have no entries")
     finish: Any = Outputs(who) if reads_outputs else terms
     jacobian = ctx.linearized(extra, finish, params)
     if jacobian.is_constant:

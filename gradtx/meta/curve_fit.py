@@ -102,6 +102,10 @@ def curve_fit(
         raise TypeError(
             f"curve_fit: model must be a function of (x, *args, parameters), got {describe(model)}"
         )
+    if not isinstance(args, Sequence):
+        raise TypeError(
+            f"curve_fit: args must be a tuple of what the model takes behind x, got {describe(args)}"
+        )
     data = _checked_data(x, y, sigma, tuple(args))
     params = _started(model, start, data)
     tensors, rebuild = _tree.split((data.x, data.y, data.factor, data.args))
@@ -121,12 +125,18 @@ def curve_fit(
     fit = run(fitter, params, tensors, data, absolute_sigma)
     _warn_of_errors(fit)
 
-    def of_params(x: Any, args: Any, params: Any) -> Tensor:
-        return _called(model, x, args, params)
+    shown = {"x": data.x, "y": data.y, "sigma": data.sigma, "args": data.args}
+    return replace(fit, **shown, model=_Modelled(model))
 
-    return replace(
-        fit, x=data.x, y=data.y, sigma=data.sigma, args=data.args, model=of_params
-    )
+
+@dataclass(frozen=True)
+class _Modelled:
+    """A model as a function of points, arguments and a tree of parameters, which can be pickled if the model can."""
+
+    model: Callable[..., Tensor]
+
+    def __call__(self, x: Any, args: Any, params: Any) -> Tensor:
+        return _called(self.model, x, args, params)
 
 
 @dataclass(frozen=True)

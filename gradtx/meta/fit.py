@@ -66,7 +66,8 @@ class Fit:
         Raises:
             ValueError: If `least_squares` made this fit, which has no model.
         """
-        return self._of_members(lambda params: self._modelled("predict")(x, params))
+        model, points = self._modelled("predict"), self._points(x)
+        return self._of_members(lambda params: model(points, params))
 
     def band(self, x: Any) -> Tensor:
         r"""Return the standard error of `predict(x)`: the root of the diagonal of $J C J^\top$, [*batch, points].
@@ -74,10 +75,10 @@ class Fit:
         Raises:
             ValueError: If `least_squares` made this fit, which has no model.
         """
-        model = self._modelled("band")
+        model, points = self._modelled("band"), self._points(x)
 
         def of_member(params: Any, covariance: Tensor) -> Tensor:
-            jacobian = jacobian_of(lambda params: model(x, params), params)
+            jacobian = jacobian_of(lambda params: model(points, params), params)
             rows = jacobian.rows
             return ((rows @ covariance.to(rows)) * rows).sum(-1).clamp(min=0).sqrt()
 
@@ -166,6 +167,13 @@ class Fit:
                 f"Fit.{what}: a fit of least_squares has no model; use curve_fit"
             )
         return lambda x, params: model(x, self.args, params)
+
+    def _points(self, x: Any) -> Any:
+        """Return points as a tensor, as `curve_fit` takes them: arrays and lists, too."""
+        is_array = hasattr(x, "__array__") or isinstance(x, list)
+        if isinstance(x, Tensor) or not is_array or self.y is None:
+            return x
+        return torch.as_tensor(x, dtype=self.y.dtype, device=self.y.device)
 
     def _of_members(self, function: Callable[..., Tensor], *others: Any) -> Tensor:
         """Return what a function makes of each member's parameters."""

@@ -54,3 +54,61 @@ def test_a_pinn_without_create_graph_is_told_of_it():
 
     with pytest.raises(RuntimeError, match="create_graph=True"):
         optimizer.step(closure)
+
+
+class Once(torch.autograd.Function):
+    """A square whose backward pass cannot be differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+def stepped(square, solve):
+    """The weights after a step, in an optimizer."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = gradtx.as_optimizer(gradtx.gauss_newton(solve=solve), [("weight", weight)])
+    optimizer.step(lambda: torch.cat([square(weight), 3 * weight - 1]))
+    return weight.detach()
+
+
+def updated(square, solve):
+    """The same, in pure use."""
+    params = {"weight": torch.tensor([1.0, 2.0], dtype=torch.float64)}
+    tx = gradtx.gauss_newton(solve=solve)
+
+    def residual_fn(p):
+        return torch.cat([square(p["weight"]), 3 * p["weight"] - 1])
+
+    updates, _ = tx.update(params, tx.init(params), params, residual_fn=residual_fn)
+    return params["weight"] + updates["weight"]
+
+
+@pytest.mark.parametrize("after", [stepped, updated])
+@pytest.mark.parametrize("solve", ["qr", "dense", "kernel", "cg"])
+def test_residuals_with_a_single_backward_pass_have_a_matrix_but_no_products(solve, after):
+    expected = after(torch.square, solve)
+    if solve == "cg":
+        with pytest.raises(RuntimeError, match="a backward pass that cannot be differentiated"):
+            after(Once.apply, solve)
+    else:
+        torch.testing.assert_close(after(Once.apply, solve), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_parameters_without_entries_are_named():
+    empty = torch.nn.Parameter(torch.zeros(0, 3))
+    optimizer = gradtx.as_optimizer(gradtx.gauss_newton(), [("empty", empty)])
+    with pytest.raises(ValueError, match="the parameters have no entries"):
+        optimizer.step(lambda: torch.ones(2) + empty.sum())

@@ -1,5 +1,6 @@
 """Fits agree with scipy's, alone and a thousand at once, and have the gradient of the minimum."""
 
+import pickle
 import re
 import warnings
 
@@ -445,3 +446,22 @@ def test_complex_data_are_an_error_instead_of_their_real_part():
     x = torch.linspace(0, 3, 20, dtype=torch.float64)
     with pytest.raises(ValueError, match="y is complex"):
         gradtx.curve_fit(lambda x, a: a * x, x, x * 1j, {"a": 1.0})
+
+
+def straight(x, a, b):
+    return a * x + b
+
+
+def test_a_fit_predicts_at_points_of_an_array_and_can_be_pickled():
+    x = torch.arange(5, dtype=torch.float64)
+    fit = gradtx.curve_fit(straight, x, 2 * x + 1, {"a": 1.0, "b": 0.0})
+    assert fit.predict(x.numpy()).tolist() == pytest.approx([1, 3, 5, 7, 9])
+    assert fit.predict([10.0]).tolist() == pytest.approx([21])
+    copy = pickle.loads(pickle.dumps(fit))
+    assert copy.predict(x).tolist() == fit.predict(x).tolist()
+
+
+def test_args_that_are_no_tuple_are_named():
+    x = torch.arange(5, dtype=torch.float64)
+    with pytest.raises(TypeError, match="curve_fit: args must be a tuple of what the model takes behind x, got"):
+        gradtx.curve_fit(straight, x, x, {"b": 0.0}, args=torch.tensor(2.0))
