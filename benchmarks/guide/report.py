@@ -300,6 +300,27 @@ class Page:
         cells.append(f"{results.state(name):.2g}")
         return cells
 
+    def residual_table(self) -> str:
+        """Return what methods that take residuals reach on the physics problem."""
+        path = FOLDER / "results" / "residuals.json"
+        reference = self.by_task["physics"][REFERENCE].mean
+        lines = [
+            "| method | damping, or rate of SPRING | final loss | relative to AdamW's | ms a step |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for name, row in json.loads(path.read_text(encoding="utf-8")).items():
+            mean = statistics.fmean(row["final"])
+            spread = statistics.stdev(row["final"])
+            cells = [
+                f"`{name}`" if " " not in name else name,
+                f"{row['setting']:.2g}",
+                f"{mean:.2g} ± {spread:.1g}",
+                f"{mean / reference:.2g}",
+                f"{row['ms']:g}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
     def toy_table(self) -> str:
         """Return how many optimizers pass each toy, and which of the best known fail."""
         all_errors = self.results.errors
