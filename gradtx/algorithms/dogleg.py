@@ -10,7 +10,7 @@ from gradtx.arguments import Positive, Static
 from gradtx.base.exact import exact
 from gradtx.curvature.problem import problem_of
 from gradtx.curvature.solves import Damping, chosen, solved
-from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
+from gradtx.curvature.terms import Reduction, Terms, Weights
 from gradtx.curvature.trials import dot, tried
 from gradtx.maths.entries import quotient
 from gradtx.rules import alias, whole_tree
@@ -61,7 +61,6 @@ def scale_by_dogleg(
 
     Source: Powell 1970; Madsen, Nielsen and Tingleff 2004, algorithm 3.21. Departures: none.
     """
-    checked_weights("dogleg", weights)
     terms = Terms("dogleg", reduction, weights)
 
     def init(params):

@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from gradtx.arguments import Count, Decay, NonNegative, Static
-from gradtx.curvature.problem import problem_of
+from gradtx.curvature.problem import EITHER, EXTRAS, problem_of
 from gradtx.curvature.solves import Solve, averaged, direction_of
-from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
+from gradtx.curvature.terms import Reduction, Terms, Weights
 from gradtx.links.decay import with_decay
 from gradtx.rules import alias, whole_tree
 
 __all__ = ["gauss_newton", "scale_by_gauss_newton"]
-
-EXTRAS = {
-    "residual_fn": "function?",
-    "outputs_fn": "function?",
-    "loss_of_outputs": "function?",
-}
 
 
 @whole_tree(needs="params", extras=EXTRAS, makes_gradient=True, closure="residual_fn")
@@ -86,7 +80,6 @@ def scale_by_gauss_newton(
     Source: Gauss 1809; Schraudolph 2002 (generalized); in sample space: Chen and Heyl 2023, arXiv:2302.01941 (MinSR),
     and Guzman-Cordero et al. 2025, arXiv:2505.12149 (ENGD-W). Departures: none.
     """
-    checked_weights("scale_by_gauss_newton", weights)
     terms = Terms("scale_by_gauss_newton", reduction, weights)
     scaled = scaling == "diagonal"
     if decay is not None and solve not in ("auto", "dense"):
@@ -102,7 +95,7 @@ def scale_by_gauss_newton(
         return {"curvature": zeros}
 
     def update(updates, state, params, ctx):
-        problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
+        problem = problem_of(ctx, params, terms, EITHER)
         ctx.tell_loss(problem)
         if decay is not None:
             before = state["curvature"]

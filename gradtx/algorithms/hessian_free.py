@@ -12,9 +12,9 @@ from gradtx.arguments import Count, Fraction, NonNegative, Positive, Static
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact
 from gradtx.base.tree import map_tensors
-from gradtx.curvature.problem import CurvatureProblem, problem_of
+from gradtx.curvature.problem import EITHER, EXTRAS, CurvatureProblem, problem_of
 from gradtx.curvature.solves import chosen
-from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
+from gradtx.curvature.terms import Reduction, Terms, Weights
 from gradtx.curvature.trials import LEAST, MOST, dot
 from gradtx.maths.linear_solvers import ratio
 from gradtx.rules import alias, whole_tree
@@ -36,11 +36,7 @@ class Inner(NamedTuple):
 
 @whole_tree(
     needs="params",
-    extras={
-        "residual_fn": "function?",
-        "outputs_fn": "function?",
-        "loss_of_outputs": "function?",
-    },
+    extras=EXTRAS,
     makes_gradient=True,
     owns_lr=True,
     sign="flips",
@@ -95,7 +91,6 @@ def scale_by_hessian_free(
     Source: Martens 2010, "Deep learning via Hessian-free optimization". Departures: no backtracking over iterates and
     no preconditioner.
     """
-    checked_weights(WHO, weights)
     terms = Terms(WHO, reduction, weights)
 
     def init(params):
@@ -106,7 +101,7 @@ def scale_by_hessian_free(
         return state
 
     def update(updates, state, params, ctx):
-        problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
+        problem = problem_of(ctx, params, terms, EITHER)
         ctx.tell_loss(problem)
         lam: Any = state["damping"] if adapt else damping
         way = chosen(problem, "cg", max_steps=max_steps, takes=("cg",))

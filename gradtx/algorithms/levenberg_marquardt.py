@@ -14,7 +14,7 @@ from gradtx.base.torch_names import readable
 from gradtx.base.tree import map_tensors
 from gradtx.curvature.problem import CurvatureProblem, problem_of
 from gradtx.curvature.solves import Damping, Solve, chosen, solved
-from gradtx.curvature.terms import Reduction, Terms, Weights, checked_weights
+from gradtx.curvature.terms import Reduction, Terms, Weights
 from gradtx.curvature.trials import LEAST, MOST, TriedStep, dot, tried
 from gradtx.rules import alias, whole_tree
 
@@ -114,7 +114,6 @@ def scale_by_levenberg_marquardt(
     Source: Levenberg 1944; Marquardt 1963; Nielsen 1999; Madsen, Nielsen and Tingleff 2004; geodesic: Transtrum and
     Sethna 2012, arXiv:1201.5885. Departures: none.
     """
-    checked_weights("levenberg_marquardt", weights)
     terms = Terms("levenberg_marquardt", reduction, weights)
     adaptation = Adaptation(rule, low, high, up, down)
 

@@ -14,7 +14,13 @@ from gradtx.curvature.fisher import (
     drawn_slopes,
     example_problem,
 )
-from gradtx.curvature.problem import CurvatureProblem, OutputProblem, problem_of
+from gradtx.curvature.problem import (
+    EITHER,
+    EXTRAS,
+    CurvatureProblem,
+    OutputProblem,
+    problem_of,
+)
 from gradtx.curvature.solves import Solve, direction_of
 from gradtx.curvature.terms import Terms
 from gradtx.links.decay import with_decay
@@ -29,10 +35,10 @@ WHO = "scale_by_natural_gradient"
 def _extras(arguments):
     if arguments["fisher"] == "empirical":
         return {"grad_sample": "examples"}
-    functions = {"outputs_fn": "function?", "loss_of_outputs": "function?"}
-    if arguments["fisher"] == "sampled":
-        return {**functions, "output_samples": "outputs?"}
-    return {**functions, "residual_fn": "function?"}
+    if arguments["fisher"] == "type2":
+        return EXTRAS
+    functions = {name: EXTRAS[name] for name in ("outputs_fn", "loss_of_outputs")}
+    return {**functions, "output_samples": "outputs?"}
 
 
 @whole_tree(
@@ -111,7 +117,7 @@ def scale_by_natural_gradient(
         if fisher == "empirical":
             problem: Any = example_problem(WHO, ctx, params, ctx.grad_sample)
         elif fisher == "type2":
-            problem = problem_of(ctx, params, terms, ("residual_fn", "outputs_fn"))
+            problem = problem_of(ctx, params, terms, EITHER)
             ctx.tell_loss(problem)
         else:
             problem = problem_of(ctx, params, terms, ("outputs_fn",))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gradtx.arguments import Decay, NonNegative, Positive, Static
 from gradtx.base.tree import map_tensors
-from gradtx.curvature.problem import CurvatureProblem, problem_of
-from gradtx.curvature.solves import chosen, widened
-from gradtx.curvature.terms import Terms, Weights, checked_weights
+from gradtx.curvature.problem import EITHER, CurvatureProblem, problem_of
+from gradtx.curvature.solves import cholesky_solved, chosen, widened
+from gradtx.curvature.terms import Terms, Weights
 from gradtx.maths.entries import quotient
 from gradtx.rules import alias, whole_tree
 
@@ -80,15 +80,13 @@ def scale_by_spring(
     Source: Goldshlager, Abrahamsen and Lin 2024, arXiv:2401.10190; Chen and Heyl 2023, arXiv:2302.01941; Rende et al.
     2023, arXiv:2310.05715. Departures: none.
     """
-    checked_weights(WHO, weights)
     terms = Terms(WHO, "mean", weights)
 
     def init(params):
         return {"previous": map_tensors(torch.zeros_like, params)}
 
     def update(updates, state, params, ctx):
-        takes = ("residual_fn", "outputs_fn")
-        problem = problem_of(ctx, params, terms, takes, has_loss=False)
+        problem = problem_of(ctx, params, terms, EITHER, has_loss=False)
         ctx.report(chosen(problem, "kernel", takes=("kernel",)), {})
         rows, errors = _samples(problem, ctx, centered)
         before = problem.vector(state["previous"])
@@ -155,9 +153,7 @@ def _positive_solved(
 ) -> Tensor:
     """Solve with a kernel plus damping: by Cholesky in float64, else by its eigenvalues, none of which is below 0."""
     if kernel.dtype == torch.float64:
-        factor, _ = torch.linalg.cholesky_ex(kernel + damping * unit)
-        half = torch.linalg.solve_triangular(factor, right[:, None], upper=False)
-        return torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, 0]
+        return cholesky_solved(kernel + damping * unit, right)[0]
     values, vectors = torch.linalg.eigh(kernel)
     return vectors @ ((vectors.mT @ right) / (values.clamp(min=0.0) + damping))
 

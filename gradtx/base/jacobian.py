@@ -153,7 +153,8 @@ class Jacobian:
 
     def times(self, vector: Tensor) -> Tensor:
         """Return J v for a vector of n entries."""
-        raise NotImplementedError
+        self._check_products()
+        return self._product(vector)
 
     def transposed(self, vector: Tensor) -> Tensor:
         """Return J^T u for a vector of m entries."""
@@ -220,10 +221,6 @@ class FunctionJacobian(Jacobian):
         self._function, self.joint, self._point = noting, wide, point
         self.value, self._pullback = pulled
         self.is_constant = not follows[0]
-
-    def times(self, vector: Tensor) -> Tensor:
-        self._check_products()
-        return self._product(vector)
 
     def _product(self, vector: Tensor) -> Tensor:
         (product,) = self._forward(vector.to(self._point.dtype))
@@ -292,10 +289,6 @@ class GraphJacobian(Jacobian):
                 retain_graph=True,
             )
         return all(gradient is None for gradient in gradients)
-
-    def times(self, vector: Tensor) -> Tensor:
-        self._check_products()
-        return self._product(vector)
 
     def _product(self, vector: Tensor) -> Tensor:
         return self._forward(vector, create_graph=False)

@@ -17,6 +17,13 @@ from gradtx.base.vectors import JointVector
 from gradtx.curvature.terms import Terms, half_square
 
 Tree = dict[str, Tensor]  # by leaf name
+# The functions of which links take either, and the extras of those that do.
+EITHER = ("residual_fn", "outputs_fn")
+EXTRAS = {
+    "residual_fn": "function?",
+    "outputs_fn": "function?",
+    "loss_of_outputs": "function?",
+}
 # Of the outputs of one batched product with H.
 ENTRIES = 2**24
 

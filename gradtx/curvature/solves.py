@@ -240,10 +240,16 @@ def _by_cholesky(
     """Cholesky of J^T H J + lam D."""
     rows = widened(problem.jacobian.rows, problem.jacobian.size[1])
     matrix = rows.mT @ problem.weighted_rows.to(rows)
-    matrix = matrix + torch.diag(damping.entries(rows, len(matrix)))
-    solution, failed, factor = cholesky_solved(matrix, rows.mT @ right.to(rows))
-    direction = solution.to(right.dtype)
-    return Solved(direction, failed, _condition(factor.diagonal()))
+    return _damped(matrix, damping, rows.mT @ right.to(rows), right.dtype)
+
+
+def _damped(
+    matrix: Tensor, damping: Damping, right: Tensor, dtype: torch.dtype
+) -> Solved:
+    """Solve with a matrix plus lam D by Cholesky, and return the solution in a dtype."""
+    shift = torch.diag(damping.entries(matrix, len(matrix)))
+    solution, failed, factor = cholesky_solved(matrix + shift, right)
+    return Solved(solution.to(dtype), failed, _condition(factor.diagonal()))
 
 
 def _by_kernel(
@@ -408,8 +414,14 @@ def direction_of(
     is_damped = not Damping(damping).is_off
     way = chosen(problem, solve, is_damped, max_steps, tolerance)
     damped = Damping(damping, problem.diagonal if scaled else None)
-    solution = solved(way, problem, damped)
-    check_definite(way, problem, solution, damped)
+    return _reported(ctx, way, problem, solved(way, problem, damped), damped)
+
+
+def _reported(
+    ctx: Any, way: Chosen, problem: CurvatureProblem, solution: Solved, damping: Damping
+) -> Tensor:
+    """Check and report a solution, and return its direction, NaN where it failed and the host cannot read that."""
+    check_definite(way, problem, solution, damping)
     ctx.report(way, solution.measured)
     return torch.where(solution.failed, torch.nan, solution.direction)
 
@@ -450,14 +462,8 @@ def averaged(
     matrix = new / ctx.bias_correction(decay).to(new)
     diagonal = matrix.diagonal()
     filled = torch.where(diagonal == 0, 1.0, diagonal) if scaled else None
-    damped = Damping(damping, filled)
-    shift = torch.diag(damped.entries(matrix, way.columns))
-    solution, failed, factor = cholesky_solved(
-        matrix + shift, problem.gradient.to(matrix)
-    )
-    direction = solution.to(problem.gradient.dtype)
-    solved_system = Solved(direction, failed, _condition(factor.diagonal()))
-    check_definite(way, problem, solved_system, damped)
-    ctx.report(way, solved_system.measured)
-    of_leaves = dict(zip(problem.names, new.split(problem.joint.sizes), strict=True))
-    return torch.where(failed, torch.nan, direction), of_leaves
+    damped, gradient = Damping(damping, filled), problem.gradient
+    solution = _damped(matrix, damped, gradient.to(matrix), gradient.dtype)
+    direction = _reported(ctx, way, problem, solution, damped)
+    rows_of_leaves = new.split(problem.joint.sizes)
+    return direction, dict(zip(problem.names, rows_of_leaves, strict=True))

@@ -33,6 +33,9 @@ class Terms:
     weights: Weights | None = None
     is_loss: bool = True
 
+    def __post_init__(self) -> None:
+        _check_weights(self.who, self.weights)
+
     @property
     def takes_means(self) -> bool:
         return self.reduction == "mean"
@@ -44,7 +47,7 @@ class Terms:
     def parts(self, result: Any) -> list[Tensor]:
         """Return the parts of r that come from each term."""
         terms = self._terms(result)
-        self._check_weights(result, terms)
+        self._check_names(result, terms)
         if not any(term.numel() for term in terms.values()):
             raise ValueError(f"{self.who}: has no residuals; skip the step")
         dtype = torch.float32
@@ -86,7 +89,7 @@ class Terms:
                 )
         return dict(terms)
 
-    def _check_weights(self, residuals: Any, terms: Mapping[str, Tensor]) -> None:
+    def _check_names(self, residuals: Any, terms: Mapping[str, Tensor]) -> None:
         """Check that weights and terms have the same names."""
         if self.weights is None:
             return
@@ -107,7 +110,7 @@ class Terms:
             )
 
 
-def checked_weights(who: str, weights: Any) -> None:
+def _check_weights(who: str, weights: Any) -> None:
     """Check the weights of terms at construction.
 
     Raises:

@@ -12,6 +12,7 @@ from gradtx.arguments import is_number, tensors_in
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe, warn_user
+from gradtx.execution.context import selected_tree
 from gradtx.functional import LossAt
 from gradtx.meta import graphs as _graphs
 from gradtx.meta.implicit import custom_root
@@ -207,8 +208,8 @@ def _minimized(
         updates, new_state = tx.update(grads, state, params, **at.extras(value))
         new_params = apply_updates(params, updates)
         if done is not None and _torch.is_batched(done):
-            new_params = _where(done, params, new_params)
-            new_state = _where(done, state, new_state)
+            new_params = selected_tree(done, params, new_params)
+            new_state = selected_tree(done, state, new_state)
         params, state = new_params, new_state
     if until is not None:
         grads, value = _evaluated(at, params)
@@ -258,10 +259,6 @@ def _norm(grads: Any) -> Tensor:
         exact = leaf.to(torch.promote_types(leaf.dtype, torch.float32))
         total = total.to(leaf.device) + exact.square().sum()
     return total.sqrt()
-
-
-def _where(done: Tensor, old: Any, new: Any) -> Any:
-    return _tree.map_tensors(lambda a, b: torch.where(done, a, b), old, new)
 
 
 def _warn(steps: int, until: Until, grads: Any) -> None:

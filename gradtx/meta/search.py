@@ -14,6 +14,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.progress import progress_bar
 from gradtx.curvature.terms import half_square
+from gradtx.execution.context import selected_tree
 from gradtx.meta.fit import Factor, jacobian_of
 from gradtx.transform import GradientTransformation, apply_updates
 
@@ -151,7 +152,7 @@ class Fitter:
         nearer = apply_updates(at.params, rebuild(jacobian.joint.parts(step)))
         rounding = ROUNDING * torch.finfo(residuals.dtype).eps
         taken = converged & (self.loss(nearer, tensors) <= at.loss * (1 + rounding))
-        return _where(taken, nearer, at.params), converged
+        return selected_tree(taken, nearer, at.params), converged
 
     def _tolerance(self, params: Any) -> float:
         if self.tolerance is not None:
@@ -174,7 +175,7 @@ class Fitter:
             moved = self.step(at, tensors)
             is_batched = _torch.is_batched(ended)
             at = (
-                Reached(*_where(ended, tuple(at), tuple(moved)))
+                Reached(*selected_tree(ended, tuple(at), tuple(moved)))
                 if is_batched
                 else moved
             )
@@ -182,14 +183,14 @@ class Fitter:
             if _torch.any_member(at.may_end & ~ended):
                 nearer, found = self.confirmed(at, tensors)
                 found = found & ~ended & ~at.failed
-                at = at._replace(params=_where(found, nearer, at.params))
+                at = at._replace(params=selected_tree(found, nearer, at.params))
                 converged = converged | found
             ended = converged | at.failed | at.is_still
             bar.update(at.loss)
         bar.close()
         # Convergence is that of the parameters themselves, not of their average or slow copy.
         weights = self.tx.eval_params(at.state, at.params)
-        return Ended(_where(converged, at.params, weights), steps, converged)
+        return Ended(selected_tree(converged, at.params, weights), steps, converged)
 
     def together(self, params: Any, tensors: Tensors, dims: Sequence[Any]) -> Ended:
         """Search for the minimum of each member; those that have ended leave the batch.
@@ -299,12 +300,8 @@ def _same_state(old: Any, new: Any) -> Tensor:
     return torch.stack(same).all() if same else torch.tensor(True)
 
 
-def _where(condition: Tensor, yes: Any, no: Any) -> Any:
-    return _tree.map_tensors(lambda a, b: torch.where(condition, a, b), yes, no)
-
-
 def _where_first(condition: Tensor, yes: Any, no: Any) -> Any:
-    """Like `_where`, for a condition of the first dimension."""
+    """Like `selected_tree`, for a condition of the first dimension."""
 
     def chosen(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
