@@ -53,7 +53,7 @@ from gradtx.execution.expansion import (
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Passed, Place, Scope
-from gradtx.execution.traits import DRAWS, ONLY_LISTS, Traits
+from gradtx.execution.traits import DRAWS, ONLY_LISTS, READS_LEAF, SUMS_ROWS, Traits
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.state.storage import StateDtype, Storage
 from gradtx.transform import (
@@ -141,6 +141,8 @@ class Options(TreeOptions, total=False):
     """The options of `per_tensor`, documented there; functions receive a call's arguments."""
 
     elementwise: bool | Callable[[Bound], bool]
+    by_rows: bool | None
+    moving_slot: str | None
     shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
     dims: Dims | Callable[[Bound], Dims]
     random: bool | Callable[[Bound], bool]
@@ -171,6 +173,8 @@ OPTIONS: dict[str, Any] = {
 # The defaults of all options. A value may be a function of a call's arguments.
 _DEFAULTS: dict[str, Any] = {
     "elementwise": False,
+    "by_rows": None,
+    "moving_slot": None,
     "takes_complex": None,
     "needs": (),
     "extras": {},
@@ -406,7 +410,19 @@ class Spec:
             owner_reads=owner_reads,
             wire=option("wire"),
             makes_gradient=option("makes_gradient"),
+            needs_all_rows=self._needs_all_rows(functions, arguments),
+            moving_slot=self._options["moving_slot"],
         )
+
+    def _needs_all_rows(self, functions: Functions, arguments: Bound) -> str:
+        """Return why the rule cannot update some rows of a leaf without the others; empty if it can."""
+        by_rows = self._options["by_rows"]
+        if by_rows is not None:
+            return "" if by_rows else READS_LEAF
+        if not self.option("elementwise", arguments):
+            return READS_LEAF
+        sums = inspect.isgeneratorfunction(functions.update)
+        return SUMS_ROWS if sums or self.option("shared", arguments) else ""
 
     def _whole(self, arguments: Bound) -> tuple[bool | str, tuple[str, ...]]:
         """Return the option `whole` without the tensors that it names, and the tensors that an owner reads."""
@@ -1038,6 +1054,11 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
     Args:
         elementwise: Whether each entry of the update depends only on the same entry of the inputs (apart from sums).
             A rule may also read the leaf's shape; leaves of other shapes may then have other programs.
+        by_rows: Whether the rule may update some rows of a leaf, along its first dimension, without the others, as with
+            a sparse gradient; defaults to `elementwise` for rules that neither yield nor share values. True is also
+            correct for sums over a row, and for sums over leaves to which rows of zeros add nothing.
+        moving_slot: The slot, such as a momentum, whose rows move rows without a gradient, unless they are 0: they take
+            part in each step of a sparse gradient. None if only the rows of the gradient do.
         takes_complex: Whether the rule accepts complex leaves, whose real and imaginary parts it receives in a new last
             dimension; defaults to `elementwise`. True is also correct if entries interact only through norms of the
             leaf.

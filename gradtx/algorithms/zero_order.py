@@ -19,7 +19,7 @@ from gradtx.base.plain import is_plain
 from gradtx.execution.execute import Leaf
 from gradtx.execution.leaf_rule import Rule, RuleCall, RuleOperation, StageState
 from gradtx.execution.runs import Scope
-from gradtx.execution.traits import Traits
+from gradtx.execution.traits import READS_LEAF, Traits
 from gradtx.links.scaling import scale_by_learning_rate
 from gradtx.rules import Combinator, alias, combinator
 from gradtx.state.random import Stream
@@ -301,6 +301,7 @@ class EstimateOperation(RuleOperation):
             makes_gradient=True,
             prepares=True,
             closure_extra="value_fn",
+            needs_all_rows=READS_LEAF,
         )
         rule = Rule("estimate_gradient", _unused, traits, seed=seed)
         super().__init__(rule, StageState(path, scope, rule))

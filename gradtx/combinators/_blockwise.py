@@ -202,6 +202,7 @@ class InBlocks(Operation):
             hessian_period=operation.traits.hessian_period,
             keeps_slots=operation.traits.keeps_slots,
             waits=operation.traits.waits,
+            needs_all_rows="it processes the blocks of a leaf side by side",
         )
         self._operation = operation
         self._position = position

@@ -360,6 +360,7 @@ class EnterSpace(RuleOperation):
             waits_at_first=space.waits_at_first,
             random=space.draws is not None,
             keeps_slots=True,
+            needs_all_rows="its coordinates are those of the whole leaf",
         )
         rule = Rule(
             run.name,

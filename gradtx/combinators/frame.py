@@ -27,7 +27,7 @@ from gradtx.execution.leaf_rule import (
     StageState,
 )
 from gradtx.execution.runs import Run, Scope, as_flag, selected
-from gradtx.execution.traits import Traits, empty_dict
+from gradtx.execution.traits import READS_LEAF, SUMS_ROWS, Traits, empty_dict
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
 from gradtx.state.nested import LEAF_STEPS
@@ -282,6 +282,8 @@ class Enter(RuleOperation):
             restarts_inner=frame.restarts is not None,
             has_clock=frame.clock is not None,
             waits=frame.clock is not None and frame.clock.measure is not None,
+            needs_all_rows=_needs_all_rows(frame),
+            moving_slot=frame.takes_none,
         )
         rule = Rule(
             name,
@@ -519,6 +521,15 @@ class Enter(RuleOperation):
         self._set_update(call, update)
         leaf.grad = leaf.update
         leaf.saved[self].state = RuleState(state, self.stage, leaf)
+
+
+def _needs_all_rows(frame: Frame) -> str:
+    """Return why a frame cannot update some rows of a leaf without the others; empty if it can."""
+    if frame.restarts is not None:
+        return "it restarts all rows at once"
+    reads_leaf = frame.whole or not frame.elementwise
+    sums = frame.shared or inspect.isgeneratorfunction(frame.leave)
+    return READS_LEAF if reads_leaf else SUMS_ROWS * bool(sums)
 
 
 def _with_leaf_steps(

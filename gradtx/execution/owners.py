@@ -37,7 +37,7 @@ from gradtx.execution.execute import (
     name_of_leaf,
     resumed,
 )
-from gradtx.execution.traits import DRAWS, Traits
+from gradtx.execution.traits import DRAWS, READS_LEAF, Traits
 
 Operations: TypeAlias = list[Any]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -149,6 +149,7 @@ class OwnedRegion(Operation):
             refusal=next(filter(None, map(_refusal_at_owner, traits)), ""),
             keeps_slots=any(operation.traits.keeps_slots for operation in operations),
             of_leaf=True,
+            needs_all_rows=READS_LEAF,
         )
 
     @property

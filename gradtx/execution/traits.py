@@ -8,6 +8,9 @@ from typing import Any, Final
 
 import torch
 
+# Why the rows of a leaf cannot be updated without the others.
+READS_LEAF = "it computes with the whole leaf"
+SUMS_ROWS = "it sums over all rows"
 # Why programs may not run an operation.
 DRAWS = "it draws random numbers, which follow from the name of a leaf"
 ONLY_LISTS = "it is declared for programs over lists, which skip work that is not due"
@@ -96,6 +99,9 @@ class Traits:
         prepares: Whether its `prepare` is called with all leaves before any is processed.
         closure_extra: The extra as which it takes the closure of an optimizer's step, which then calls no backward:
             "value_fn", "residual_fn"; empty if it takes none.
+        needs_all_rows: Why it cannot update some rows of a leaf, along the first dimension, without the others, in
+            words; empty if it can. A sparse gradient has some rows.
+        moving_slot: The slot whose rows, unless they are 0, move rows without a gradient, as a momentum does.
     """
 
     elementwise: bool = all_of()
@@ -128,6 +134,8 @@ class Traits:
     makes_gradient: bool = any_of()
     prepares: bool = any_of()
     closure_extra: str = first_of()
+    needs_all_rows: str = first_of()
+    moving_slot: str | None = None
 
     @property
     def compiles(self) -> bool:

@@ -97,6 +97,7 @@ class TreeOperation(Operation):
             waits=True,
             makes_gradient=makes_gradient,
             closure_extra=closure_extra,
+            needs_all_rows="it processes whole trees at once",
         )
         self._run: Run = scope.run
         self._name = name

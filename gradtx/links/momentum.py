@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, moving_slot="momentum_buffer")
 def trace(
     momentum,
     dampening: Scalar = 0.0,

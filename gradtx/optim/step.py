@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from gradtx.arguments import has_schedule
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
-from gradtx.base.plain import LAYOUT, STRIDED
+from gradtx.base.plain import LAYOUT, STRIDED, are_strided
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.redistribution import gradient_like
-from gradtx.execution.execute import prepare
+from gradtx.execution.execute import FROZEN, prepare
 from gradtx.execution.extras import (
     FUNCTIONS,
     check_extras,
@@ -36,13 +36,23 @@ from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capture
 from gradtx.optim.group_agreement import check_groups
 from gradtx.optim.groups import GroupSettings, Values
+from gradtx.optim.listed import ListedMember, listed_states
 from gradtx.optim.ranks import Intent, hand_over_loaded
-from gradtx.optim.run import GRADIENT, Extras, Member, OptimizerRun, Trees
+from gradtx.optim.run import (
+    GRADIENT,
+    Extras,
+    Member,
+    OptimizerRun,
+    Trees,
+    clock_after,
+    leaf_of,
+)
 from gradtx.optim.step_counts import LastCounts, StepCounts
 from gradtx.optim.step_execution import StepExecution
-from gradtx.optim.step_leaves import StepLeaves
+from gradtx.optim.step_leaves import StepLeaves, check_fits
 from gradtx.plans.bundle import is_on_accelerator
 from gradtx.plans.hyperparameters import Structure
+from gradtx.state.layout import State
 
 CALL = "step(closure"
 STRUCTURE = operator.attrgetter("structure")
@@ -64,7 +74,8 @@ class Step:
         extras: The inputs other than gradients, of the caller or of its closure.
         device: The device of the first parameter.
         rows: The parameters with slots, of which those with a gradient step: the rows of plans.
-        members: The parameters that step.
+        members: The parameters that step; of those with a sparse gradient, the listed rows.
+        listed: These rows.
         all_have_gradients: Whether all rows have gradients.
         repeats_last: Whether states and groups are unchanged since the last step, which had the same rows.
         have_gradients: Which of all parameters had gradients when it began.
@@ -88,7 +99,9 @@ class Step:
     run_type = OptimizerRun
     begins_with_all = True  # whether all gradients are there when it begins
     made_run: OptimizerRun | None = None
+    listed: list[ListedMember] = []
     _leaves: StepLeaves | None = None
+    _has_sparse = False
 
     def __init__(
         self,
@@ -148,6 +161,8 @@ class Step:
         self.counts = StepCounts(core, self.every, self.device, scaling)
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
+        if self._has_sparse:
+            self._take_rows()
         if traits.checks_extras:
             check_extras_of(self.leaves.without_values(self.members))
 
@@ -178,7 +193,10 @@ class Step:
 
     def _new_run(self) -> OptimizerRun:
         core = self.core
-        run = self.run_type(core.states.by_param, self.by_param, initial=False)
+        states: Mapping[Any, State] = core.states.by_param
+        if self.listed:
+            states = listed_states(states, self.listed)
+        run = self.run_type(states, self.by_param, initial=False)
         run.functions = self.extras
         run.team = core.members.replicas
         run.known_extras = core.traits.known_extras
@@ -245,7 +263,7 @@ class Step:
         if not all(have_gradients):
             present = itertools.compress(gradients, have_gradients)
         if not STRIDED.issuperset(map(LAYOUT, present)):
-            self._check_dense(members)
+            self._has_sparse = True
         last_counts = self.core.last_counts
         if last_counts is not None and last_counts.hold(members, states):
             return have_gradients
@@ -264,14 +282,22 @@ class Step:
                 ) from error
         return have_gradients
 
-    def _check_dense(self, members: list[Member]) -> None:
-        for member in members:
-            gradient = member.param.grad
-            if gradient is not None and gradient.is_sparse:
-                raise RuntimeError(
-                    f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
-                    "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
-                )
+    def _take_rows(self) -> None:
+        """Let the rows that sparse gradients list step in place of their parameters."""
+        core = self.core
+        _check_sparse(core, self.device)
+        tables = [x for x in self.members if _is_sparse(x.param.grad)]
+        check_fits(core, tables)
+        listed = []
+        for table in tables:
+            outline = core.members.outline(self.groups[table.group])
+            leaf = leaf_of(outline.run, table, clock_after(0))
+            operations = outline.route.for_leaf(leaf)
+            if operations != [FROZEN]:
+                listed.append(ListedMember.of(self._who, table, operations))
+        in_place_of = {id(member.table): member for member in listed}
+        self.listed = listed
+        self.members = [in_place_of.get(id(x), x) for x in self.members]
 
     def _with_slots(self) -> list[Member]:
         return [x for x in self.every if x.state and x.layout.keys]
@@ -385,6 +411,10 @@ class Step:
         core, traits = self.core, self.core.traits
         bundles: list[Any] = []
         rest = self.rows if self.members else []
+        listed: list[Any] = self.listed
+        if listed:
+            tables = {id(member.table) for member in self.listed}
+            rest = [member for member in rest if id(member) not in tables]
         if core.members.are_divided and not core.agreement.is_done:
             self._compare()
         if core.members.are_sharded:  # after the comparison: ranks communicate here
@@ -394,9 +424,12 @@ class Step:
                 if rest:
                     of_engine, rest = engine.bundles(self, rest)
                     bundles += of_engine
-                elif not self.members:
+                elif not self.members or listed:
                     engine.note_idle_step()
+                of_engine, listed = engine.bundles(self, listed, kept_as="listed")
+                bundles += of_engine
         alone = rest if self.all_have_gradients else self._alone(bundles, rest)
+        alone = [*alone, *listed]
         if traits.agree and len(self.groups) > 1:
             self._check_groups()
         if alone:
@@ -444,6 +477,29 @@ class Step:
         else:
             step = self.run.scalars(path).get("step", 0)
         return step if isinstance(count, Tensor) else int(step)
+
+
+def _is_sparse(gradient: Tensor | None) -> bool:
+    return gradient is not None and not are_strided([gradient])
+
+
+def _check_sparse(core: Core, device: torch.device) -> None:
+    """Check that parameters of an optimizer may have sparse gradients.
+
+    Raises:
+        RuntimeError: If they may not.
+    """
+    fault = ""
+    if core.traits.calls_again or core.traits.prepares:
+        fault = "the chain calls the closure at other weights, where other rows may have gradients"
+    elif core.traits.exchanges:
+        fault = "outer(process_group=...) exchanges all rows"
+    elif device.type not in _torch.NEVER_CAPTURED and _torch.is_captured(device):
+        fault = "the number of their rows, which the host reads, may differ in each step of a CUDA graph"
+    if fault:
+        raise RuntimeError(
+            f"{core.members.who}: sparse gradients cannot be used here: {fault}; omit sparse=True in nn.Embedding"
+        )
 
 
 def _check_exchanges(core: Core, scaling: Scaling | None) -> None:

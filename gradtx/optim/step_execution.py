@@ -14,6 +14,7 @@ from gradtx.base.dtensor import is_sharded
 from gradtx.distributed.collectives import Relay
 from gradtx.execution.execute import Leaf, Operation, execute
 from gradtx.optim.core import StepObserver
+from gradtx.optim.listed import ListedMember
 from gradtx.optim.run import Member
 from gradtx.optim.step_leaves import check_fits
 
@@ -59,6 +60,15 @@ class StepExecution:
         finally:
             if done:
                 self.step.counts.count_up(done)
+                if self.step.listed:
+                    self._put_back(done)
+
+    def _put_back(self, bundles: list[Any]) -> None:
+        """Write the listed rows of bundles that are done into their parameters."""
+        for bundle in bundles:
+            for member in bundle.stepping:
+                if isinstance(member, ListedMember):
+                    member.put_back()
 
     def _run_all(
         self, bundles: list[Any], eager: list[Member], done: list[Any]
@@ -178,6 +188,8 @@ class StepExecution:
             if leaf.counts:
                 step.counts.count_up_leaf(leaf)
             leaf.inputs[1].add_(update)
+        if isinstance(leaf.key, ListedMember):
+            leaf.key.put_back()
         if step.consumes:
             leaf.key.param.grad = None
         leaf.release()

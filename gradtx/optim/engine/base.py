@@ -131,7 +131,8 @@ class Engine(ABC):
         way: How this engine runs parameters, for `optimizer.explain()`.
         skips_work: Whether its programs skip work that is not due, if the host knows all scalars.
         is_taken: Whether it was given to an optimizer.
-        plans: The plan of the last step (None), and of the last step of each parameter whose gradient was released.
+        plans: The plan of the last step (None), of the rows that sparse gradients listed in it ("listed"), and of the
+            last step of each parameter whose gradient was released.
         failed: Whether the engine has given up and accepts no leaves.
         reasons: Why the engine does not run a leaf, by leaf name.
         consequence: The consequence of giving up, for a warning.
@@ -143,7 +144,7 @@ class Engine(ABC):
     consequence: str
 
     def __init__(self) -> None:
-        self.plans: dict[Member | None, StepPlan] = {}
+        self.plans: dict[Member | str | None, StepPlan] = {}
         self.failed = False
         self.reasons: dict[str, str] = {}
 
@@ -154,23 +155,22 @@ class Engine(ABC):
         self,
         step: Step,
         members: list[Member],
-        released: Member | None = None,
+        kept_as: Member | str | None = None,
     ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step as tasks, ready to run, and the members that are not in them.
 
-        None are in bundles where a mode observes operations: it sees those of each leaf. The plan of a `released`
-        member, the only one of a step, is kept separately from that of whole steps.
+        None are in bundles where a mode observes operations: it sees those of each leaf.
 
         Args:
             step: The step.
             members: Parameters with slots, of which some may have no gradient.
-            released: As above.
+            kept_as: The key of the plan in `plans`.
         """
         if self.failed or SWITCH.is_on or _torch.is_intercepted():
             return [], members
         if not members:
             return [], members
-        plan = self.plans.get(released)
+        plan = self.plans.get(kept_as)
         fingerprint = fingerprint_of(step, members, plan)
         if plan is not None and not plan.matches(fingerprint, step, members):
             plan = None
@@ -191,7 +191,7 @@ class Engine(ABC):
             leaves = step.leaves.outlines([first for first, *_ in alike])
         try:
             if plan is None:
-                if released is None:
+                if kept_as is None:
                     self.reasons = {}
                 kinds = self._kinds(alike, leaves, step, overlaps)
                 plan = self._make_plan(fingerprint, members, kinds, leaves, step)
@@ -203,7 +203,7 @@ class Engine(ABC):
             # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error)
             return [], members
-        self.plans[released] = plan
+        self.plans[kept_as] = plan
         plan.members = members
         return plan.tasks, plan.rest
 

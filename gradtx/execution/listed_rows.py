@@ -1,0 +1,145 @@
+"""Sparse gradients: the rows that one lists are a leaf, with the same rows of the weights and of the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import is_sharded
+from gradtx.execution.execute import Operation
+
+DENSE = "call to_dense() on it, which takes the memory of the whole table"
+
+
+class ListedRows(NamedTuple):
+    """The rows that a sparse gradient lists.
+
+    Attributes:
+        index: Their positions along the first dimension of the parameter, in order, each once.
+        values: The rows of the gradient.
+    """
+
+    index: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, what: str, gradient: Tensor, param: Tensor | None) -> ListedRows:
+        """Return the rows of a gradient; those that it lists more than once are added up.
+
+        Args:
+            what: The gradient, in words, for errors.
+            gradient: A tensor with a sparse layout.
+            param: Its parameter, if it is known.
+
+        Raises:
+            RuntimeError: If it does not consist of rows.
+            ValueError: If it does not fit the parameter.
+        """
+        _check(what, gradient, param)
+        # A tensor that claims to be coalesced need not be.
+        gradient = gradient.detach().coalesce()
+        index = gradient.indices()[0]
+        if len(index) and not _is_in_order(index):
+            again = torch.sparse_coo_tensor(
+                gradient.indices(),
+                gradient.values(),
+                gradient.shape,
+                is_coalesced=False,
+                check_invariants=False,
+            )
+            gradient = again.coalesce()
+            index = gradient.indices()[0]
+        if len(index) and not (index[0] >= 0 and index[-1] < len(gradient)):
+            first, last = int(index[0]), int(index[-1])
+            raise ValueError(
+                f"{what} lists row {first if first < 0 else last}, but its parameter has rows 0 to {len(gradient) - 1}"
+            )
+        return cls(index, gradient.values())
+
+    def with_moving(self, slots: Iterable[Tensor]) -> ListedRows:
+        """Return these rows and those in which some slot is not 0, whose gradient is 0."""
+        moving = [_nonzero_rows(slot) for slot in slots]
+        index = torch.cat([self.index, *moving]).unique()
+        if len(index) == len(self.index):
+            return self
+        values = self.values.new_zeros((len(index), *self.values.shape[1:]))
+        values[torch.searchsorted(index, self.index)] = self.values
+        return ListedRows(index, values)
+
+
+def _check(what: str, gradient: Tensor, param: Tensor | None) -> None:
+    """Check that a gradient consists of rows of its parameter.
+
+    Raises:
+        RuntimeError, ValueError: As in `ListedRows.of`.
+    """
+    if gradient.layout != torch.sparse_coo:
+        raise RuntimeError(
+            f"{what} has layout {gradient.layout}, but only rows of torch.sparse_coo can be updated alone, as "
+            f"nn.Embedding(sparse=True) returns them; {DENSE}"
+        )
+    if gradient.sparse_dim() != 1:
+        raise RuntimeError(
+            f"{what} is sparse in {gradient.sparse_dim()} dimensions, but only rows can be updated alone, which are "
+            f"sparse in the first; {DENSE}"
+        )
+    if param is None:
+        return
+    if is_sharded(param):
+        raise RuntimeError(
+            f"{what} is sparse, but its parameter is sharded; {DENSE}, or keep the parameter whole on each rank"
+        )
+    if gradient.shape != param.shape:
+        raise ValueError(
+            f"{what} has shape {tuple(gradient.shape)}, but its parameter has shape {tuple(param.shape)}"
+        )
+    if gradient.device != param.device:
+        raise ValueError(
+            f"{what} is on {gradient.device}, but its parameter is on {param.device}"
+        )
+
+
+def _is_in_order(index: Tensor) -> bool:
+    return bool((index[1:] > index[:-1]).all())
+
+
+def _nonzero_rows(slot: Tensor) -> Tensor:
+    """Return the rows of a slot that are not 0, without memory of its size."""
+    rows = slot.reshape(len(slot), -1)
+    if rows.shape[1] == 1:
+        return rows[:, 0].nonzero()[:, 0]
+    return torch.linalg.vector_norm(rows, torch.inf, dim=1).nonzero()[:, 0]
+
+
+def check_takes_rows(
+    who: str, leaf: str, operations: Sequence[Operation], what: str = "parameter"
+) -> None:
+    """Check that all operations of a leaf may update some of its rows without the others.
+
+    Raises:
+        RuntimeError: If one may not.
+    """
+    for operation in operations:
+        reason = operation.traits.needs_all_rows
+        if reason:
+            raise RuntimeError(
+                f"{who}: {what} {leaf!r} has a sparse gradient, but {operation.path[-1]} cannot update its rows alone: "
+                f"{reason}; use another optimizer for it, such as sparse_adam in a partition, or {DENSE}"
+            )
+
+
+def moving_slots(operations: Iterable[Operation]) -> list[tuple[Any, str]]:
+    """Return (path, slot) of the slots whose rows move rows without a gradient."""
+    return [
+        (operation.path, operation.traits.moving_slot)
+        for operation in operations
+        if operation.traits.moving_slot is not None
+    ]
+
+
+def has_rows(value: Any, count: int) -> bool:
+    """Whether a slot has a row for each row of a parameter with `count` of them."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count

@@ -1,0 +1,103 @@
+"""Parameters with sparse gradients: the rows that these list step in place of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.execution.execute import Operation
+from gradtx.execution.listed_rows import (
+    ListedRows,
+    check_takes_rows,
+    has_rows,
+    moving_slots,
+)
+from gradtx.optim.run import Member, kinds_of
+from gradtx.state.layout import State
+
+
+@dataclass(eq=False, kw_only=True)
+class ListedMember(Member):
+    """The listed rows of a parameter, which take part in one step as a parameter of their own.
+
+    Attributes:
+        table: The parameter.
+        index: The positions of the rows.
+        row_keys: The slots that have rows.
+    """
+
+    table: Member
+    index: Tensor
+    row_keys: list[str]
+
+    @classmethod
+    def of(
+        cls, who: str, table: Member, operations: Iterable[Operation]
+    ) -> ListedMember:
+        """Return the rows of a parameter that its gradient lists, or that move without a gradient.
+
+        Raises:
+            RuntimeError, ValueError: If the gradient does not consist of rows of the parameter, or if an operation
+                needs all rows.
+        """
+        operations = list(operations)
+        check_takes_rows(who, table.name, operations)
+        what = f"{who}: the gradient of parameter {table.name!r}"
+        gradient: Any = table.param.grad
+        rows = ListedRows.of(what, gradient, table.param)
+        keys = table.layout.slots
+        moving = [
+            table.state[keys[path][slot]] for path, slot in moving_slots(operations)
+        ]
+        if moving:
+            rows = rows.with_moving(moving)
+        return cls._taken(table, rows)
+
+    @classmethod
+    def _taken(cls, table: Member, rows: ListedRows) -> ListedMember:
+        index, count = rows.index, len(table.param)
+        param = table.param.detach().index_select(0, index)
+        param.grad = rows.values
+        row_keys = [
+            key for key in table.layout.slot_keys if has_rows(table.state[key], count)
+        ]
+        state = dict(table.state)
+        for key in row_keys:
+            state[key] = table.state[key].index_select(0, index)
+        return cls(
+            name=table.name,
+            param=param,
+            choices=table.choices,
+            layout=table.layout,
+            made_for=table.made_for,
+            state=state,
+            count=table.count,
+            device_count=table.device_count,
+            group=table.group,
+            kinds=kinds_of(param, table.layout, state),
+            table=table,
+            index=index,
+            row_keys=row_keys,
+        )
+
+    def put_back(self) -> None:
+        """Write the rows into the parameter and its slots, and its count."""
+        table, index = self.table, self.index
+        table.param.index_copy_(0, index, self.param)
+        for key, value in self.state.items():
+            if key in self.row_keys:
+                table.state[key].index_copy_(0, index, value)
+            else:
+                table.state[key] = value
+        table.count, table.device_count = self.count, self.device_count
+
+
+def listed_states(
+    states: Mapping[Any, State], listed: Iterable[ListedMember]
+) -> Mapping[Any, State]:
+    """Return the states of an optimizer, with those of listed rows."""
+    return {**states, **{member.param: member.state for member in listed}}
