@@ -39,24 +39,19 @@ class ListedRows(NamedTuple):
             ValueError: If it does not fit the parameter.
         """
         _check(what, gradient, param)
+        gradient = gradient.detach()
         # A tensor that claims to be coalesced need not be.
-        gradient = gradient.detach().coalesce()
+        if gradient.is_coalesced() and not _is_in_order(gradient.indices()[0]):
+            gradient = gradient._coalesced_(False)
+        gradient = gradient.coalesce()
         index = gradient.indices()[0]
-        if len(index) and not _is_in_order(index):
-            again = torch.sparse_coo_tensor(
-                gradient.indices(),
-                gradient.values(),
-                gradient.shape,
-                is_coalesced=False,
-                check_invariants=False,
-            )
-            gradient = again.coalesce()
-            index = gradient.indices()[0]
-        if len(index) and not (index[0] >= 0 and index[-1] < len(gradient)):
-            first, last = int(index[0]), int(index[-1])
-            raise ValueError(
-                f"{what} lists row {first if first < 0 else last}, but its parameter has rows 0 to {len(gradient) - 1}"
-            )
+        if len(index):
+            first, last = index[:: max(len(index) - 1, 1)][[0, -1]].tolist()
+            if first < 0 or last >= len(gradient):
+                raise ValueError(
+                    f"{what} lists row {first if first < 0 else last}, but its parameter has rows 0 to "
+                    f"{len(gradient) - 1}"
+                )
         return cls(index, gradient.values())
 
     def with_moving(self, slots: Iterable[Tensor]) -> ListedRows:
@@ -112,6 +107,27 @@ def _nonzero_rows(slot: Tensor) -> Tensor:
     if rows.shape[1] == 1:
         return rows[:, 0].nonzero()[:, 0]
     return torch.linalg.vector_norm(rows, torch.inf, dim=1).nonzero()[:, 0]
+
+
+# The words that rows are copied in, the widest first: torch copies one at a time.
+WORDS = (torch.complex128, torch.float64)
+
+
+def put_rows(tensor: Tensor, index: Tensor, rows: Tensor) -> None:
+    """Write rows into a tensor in place, without a graph."""
+    if tensor.ndim > 1 and tensor.is_contiguous() and rows.is_contiguous():
+        for word in WORDS:
+            if _consists_of(tensor, word) and _consists_of(rows, word):
+                tensor, rows = tensor.view(word), rows.view(word)
+                break
+    tensor.index_copy_(0, index, rows)
+
+
+def _consists_of(tensor: Tensor, word: torch.dtype) -> bool:
+    """Whether a contiguous tensor can be seen as wider words."""
+    last, start = tensor.shape[-1] * tensor.itemsize, tensor.storage_offset()
+    is_whole = not last % word.itemsize and not start * tensor.itemsize % word.itemsize
+    return is_whole and tensor.itemsize < word.itemsize
 
 
 def check_takes_rows(

@@ -15,6 +15,7 @@ from gradtx.execution.listed_rows import (
     check_takes_rows,
     has_rows,
     moving_slots,
+    put_rows,
 )
 from gradtx.optim.run import Member, kinds_of
 from gradtx.state.layout import State
@@ -87,10 +88,10 @@ class ListedMember(Member):
     def put_back(self) -> None:
         """Write the rows into the parameter and its slots, and its count."""
         table, index = self.table, self.index
-        table.param.index_copy_(0, index, self.param)
+        put_rows(table.param.detach(), index, self.param)
         for key, value in self.state.items():
             if key in self.row_keys:
-                table.state[key].index_copy_(0, index, value)
+                put_rows(table.state[key], index, value)
             else:
                 table.state[key] = value
         table.count, table.device_count = self.count, self.device_count
