@@ -29,6 +29,8 @@ class Slot:
             each coordinate, "scalar" for a number that does not depend on coordinates; "" if nothing is known. Only
             linear slots are float16 beside float16 weights, because squares of small gradients would be 0.
         decay: The decay b of a running average `b * slot + (1 - b) * update`; None for other slots.
+        fading: What a gradient of 0 multiplies the slot by: the decay of an average of updates or squares, a momentum,
+            1 if it stays. None if that is not known.
         slow: Whether a step may change a value by little of its size, as in sums, slow weights and averages of weights,
             which 16 bits would round away. Such slots have at least float32, unless `state_dtype` says otherwise.
         rounded: Whether only leaves with 16-bit weights have it.
@@ -48,6 +50,7 @@ class Slot:
     follows: Callable[[Mapping[str, Any], Tensor], Tensor] | None = None
     is_weight: bool = False
     relative: bool = False
+    fading: Any = None
 
     def __post_init__(self) -> None:
         if not callable(self.first):
@@ -79,22 +82,32 @@ class Slot:
 
 
 def linear(
-    first: Callable[[Tensor], Any] = torch.zeros_like, slow: bool = False
+    first: Callable[[Tensor], Any] = torch.zeros_like,
+    slow: bool = False,
+    decay: Any = None,
 ) -> Slot:
-    """Declare a vector in the space of the update, such as a momentum, or with `slow` a sum; it starts at zero."""
-    return Slot(first, "linear", slow=slow)
+    """Declare a vector in the space of the update, such as a momentum, or with `slow` a sum; it starts at zero.
+
+    A gradient of 0 multiplies it by `decay`, if that is known.
+    """
+    return Slot(first, "linear", slow=slow, fading=decay)
 
 
 def ema(decay: Any) -> Slot:
     """Declare a running average of the rule's update, `decay * slot + (1 - decay) * update`, from zero."""
-    return Slot(torch.zeros_like, "linear", decay)
+    return Slot(torch.zeros_like, "linear", decay, fading=decay)
 
 
 def square(
-    first: Callable[[Tensor], Any] = torch.zeros_like, slow: bool = False
+    first: Callable[[Tensor], Any] = torch.zeros_like,
+    slow: bool = False,
+    decay: Any = None,
 ) -> Slot:
-    """Declare values that are never negative, such as averages of squares, or with `slow` sums; they start at zero."""
-    return Slot(first, "square", slow=slow)
+    """Declare values that are never negative, such as averages of squares, or with `slow` sums; they start at zero.
+
+    A gradient of 0 multiplies them by `decay`, if that is known: 1 for a maximum.
+    """
+    return Slot(first, "square", slow=slow, fading=decay)
 
 
 def start(slow: bool = False) -> Slot:

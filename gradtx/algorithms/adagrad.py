@@ -42,7 +42,9 @@ def scale_by_rss(eps=1e-10, initial_accumulator_value: NonNegative = 0.0):
         total = state["sum"] + update.square()
         return update / (safe_sqrt(total) + eps), {"sum": total}
 
-    return {"sum": square(filled(initial_accumulator_value), slow=True)}, update
+    return {
+        "sum": square(filled(initial_accumulator_value), slow=True, decay=1.0)
+    }, update
 
 
 @alias

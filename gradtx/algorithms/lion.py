@@ -45,7 +45,7 @@ def scale_by_lion(betas=(0.9, 0.99)):
         direction = running_mean(m, g, beta1).sign()
         return direction, {"exp_avg": running_mean(m, g, beta2)}
 
-    return {"exp_avg": linear()}, update
+    return {"exp_avg": linear(decay=beta2)}, update
 
 
 @alias

@@ -195,6 +195,7 @@ MODULES = {
     "lamb": "algorithms.lamb",
     "laprop": "algorithms.laprop",
     "lars": "algorithms.lars",
+    "lazy_rows": "combinators.lazy_rows",
     "lbfgs": "algorithms.lbfgs",
     "ldog": "algorithms.dog",
     "learning_rate": "functional",

@@ -7,7 +7,7 @@ entry, the update on exit, and the inner slots between their stored form and the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ class Outside:
     counts: bool
 
     @classmethod
-    def of(cls, leaf: Leaf) -> Outside:
+    def of(cls, leaf: Leaf) -> Self:
         return cls(
             leaf.update,
             leaf.grad,

@@ -86,6 +86,7 @@ class Leaf(Task):
         active: A 0-d bool tensor, whether the leaf takes part in this call; None if it certainly does.
         counts: Whether an update counts as a step of the leaf.
         restarts: Whether a combinator around the current link restarts its inner transformation.
+        missed: How many steps each row of the leaf has missed, which averages make up for; None if none has.
         new: The new slots, by stage.
         starts: The initial slots of stages that may restart in this call, by stage.
         stream_name: The name that determines the leaf's random numbers, or its key (see `Stream`).
@@ -107,6 +108,7 @@ class Leaf(Task):
     active: Tensor | None = None
     counts = True
     restarts: bool | Tensor = False
+    missed: Tensor | None = None
     key: Any = None
     layout: Any = None
     first_entry: Tensor | None = None

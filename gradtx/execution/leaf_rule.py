@@ -291,12 +291,24 @@ class StageState:
                 slot: self._space.read(self._rule, slot, value, leaf)
                 for slot, value in flat.items()
             }
+        if leaf.missed is not None:
+            flat = self._caught_up(flat, leaf.missed)
         # Lists replace numbered slots.
         state = flat if self._rule.single else with_lists(flat)
         # With a layout, an optimizer's slots are already known.
         if leaf.layout is None and set(state) != set(flat):
             self._check_lists(leaf, old)
         return old, RuleState({**state, **shared}, self, leaf)
+
+    def _caught_up(self, slots: dict[str, Tensor], missed: Tensor) -> dict[str, Tensor]:
+        """Return slots after steps that each row has missed, in which the gradient was 0."""
+        present = dict(slots)
+        for name, value in slots.items():
+            fading = self._rule.slot(name).fading
+            if value.ndim == missed.ndim and fading is not None:
+                factor = exact(fading, value.device) ** missed
+                present[name] = (value * factor).to(value.dtype)
+        return present
 
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
         # A missing entry of a list would otherwise go unnoticed: the list would only be shorter.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from gradtx.execution.execute import Operation
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
 
 
-class ListedRows(NamedTuple):
+@dataclass(frozen=True)
+class ListedRows:
     """The rows that a sparse gradient lists.
 
     Attributes:

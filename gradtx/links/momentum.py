@@ -74,7 +74,7 @@ def trace(
             "momentum_buffer": buffer
         }
 
-    return {"momentum_buffer": linear()}, update
+    return {"momentum_buffer": linear(decay=momentum)}, update
 
 
 def accumulated(

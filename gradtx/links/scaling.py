@@ -94,8 +94,8 @@ def scale_by_rms(
         return g / root, new_state
 
     return {
-        "square_avg": square(filled(initial_accumulator_value)),
-        "grad_avg": linear() if centered else None,
+        "square_avg": square(filled(initial_accumulator_value), decay=alpha),
+        "grad_avg": linear(decay=alpha) if centered else None,
     }, update
 
 

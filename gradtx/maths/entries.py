@@ -238,9 +238,10 @@ def adam_moments(
         new_state = {"exp_avg": m, slot: v}
         return m, peak(new_state, state, slot, amsgrad), new_state
 
-    slots = {"exp_avg": ema(beta1), slot: square()}
+    decay = beta2 if belief_eps is None else None
+    slots = {"exp_avg": ema(beta1), slot: square(decay=decay)}
     if amsgrad:
-        slots[f"max_{slot}"] = square()
+        slots[f"max_{slot}"] = square(decay=1.0)
     return slots, average
 
 

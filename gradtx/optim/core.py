@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,7 @@ class Core:
         defaults: The optimizer's `defaults`, as it was made with.
         alone: The names of the parameters that the last step of a chain without plans has updated, each alone.
         ways: How its rules for whole trees have computed, in words, by path.
+        listed: The rows that the last step updated of parameters with sparse gradients (`ListedMember`).
         watch: Sees the steps (`gradtx.watch`), if any does; a copy of the optimizer has none.
     """
 
@@ -94,11 +95,12 @@ class Core:
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     alone: list[str] = field(default_factory=list[str])
     ways: dict[Path, str] = field(default_factory=dict[Path, str])
+    listed: Sequence[Any] = ()
     watch: StepWatch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        state = {**self.__dict__, "last_counts": None, "watch": None}
+        state = {**self.__dict__, "last_counts": None, "listed": (), "watch": None}
         # The traits have arguments of links, which may be functions.
         state.pop("traits", None)
         return state

@@ -57,6 +57,29 @@ class Launch:
         return f"{self.kernel}: {read} read, {written} written"
 
 
+@dataclass(frozen=True)
+class MovedRows:
+    """The rows of a parameter that the last step updated, since its gradient is sparse.
+
+    Attributes:
+        name: The parameter's name.
+        rows: Their number.
+        of: The number of all rows.
+        read: The bytes of weights, gradient and slots that the step reads.
+        written: The bytes that it writes.
+    """
+
+    name: str
+    rows: int
+    of: int
+    read: int
+    written: int
+
+    def __str__(self) -> str:
+        read, written = map(in_bytes, (self.read, self.written))
+        return f"{self.name}: {self.rows:,} of {self.of:,} rows, {read} read, {written} written"
+
+
 class Explanation(list[Way]):
     """A list with one `Way` per parameter. Its printed form counts the parameters for each way and reason.
 
@@ -64,12 +87,14 @@ class Explanation(list[Way]):
         launches: The launches of kernels in each step, of parameters that kernels update.
         bytes: The bytes that these read and write.
         least_bytes: What they had to move if each tensor were read once and written once.
+        rows: The rows of parameters with sparse gradients, and the bytes that these move.
         solves: How links have solved their linear systems, with the memory of these, by the link's place in the state.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.solves: dict[str, str] = {}
+        self.rows: list[MovedRows] = []
         self.launches: list[Launch] = []
 
     @property
@@ -90,6 +115,7 @@ class Explanation(list[Way]):
             parameters = "parameter" if len(names) == 1 else "parameters"
             because = f": {reason}" if reason else ""
             lines.append(f"{way}: {len(names)} {parameters} ({shown}){because}")
+        lines.extend(map(str, self.rows))
         lines.extend(f"{link}: {solve}" for link, solve in self.solves.items())
         lines.extend(map(str, self.launches))
         if self.launches:
@@ -105,6 +131,12 @@ class Explanation(list[Way]):
 def explain(core: Core) -> Explanation:
     """Report how each parameter was updated in the last step."""
     explanation = Explanation()
+    explanation.rows = [
+        MovedRows(
+            member.name, len(member.index), len(member.table.param), *member.bytes
+        )
+        for member in core.listed
+    ]
     if runs_eagerly():
         for name in core.members.names():
             explanation.append(Way(name, ALONE, "gradtx.eagerly() is on"))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradtx.execution.execute import Operation
@@ -20,6 +19,9 @@ from gradtx.execution.listed_rows import (
 from gradtx.optim.run import Member, kinds_of
 from gradtx.state.layout import State
 
+# The key of the plan of listed rows among those that an engine keeps.
+LISTED = "listed"
+
 
 @dataclass(eq=False, kw_only=True)
 class ListedMember(Member):
@@ -29,11 +31,13 @@ class ListedMember(Member):
         table: The parameter.
         index: The positions of the rows.
         row_keys: The slots that have rows.
+        gradient_bytes: Those of the gradient of the rows.
     """
 
     table: Member
     index: Tensor
     row_keys: list[str]
+    gradient_bytes: int
 
     @classmethod
     def of(
@@ -83,7 +87,24 @@ class ListedMember(Member):
             table=table,
             index=index,
             row_keys=row_keys,
+            gradient_bytes=rows.values.nbytes,
         )
+
+    def kinds_of_rows(self) -> list[Any]:
+        """Return dtypes and shapes of the gradient, the parameter and the slots, without the number of rows."""
+        gradient: Any = self.param.grad
+        kinds: list[Any] = [gradient.dtype, gradient.is_contiguous(), self.choices]
+        for key, kind in self.kinds.items():
+            has_rows = key is None or key in self.row_keys
+            kinds.append((key, kind.shape[1:] if has_rows else kind.shape, kind[1:]))
+        return kinds
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """The bytes that a step of these rows reads and writes."""
+        written = self.param.nbytes
+        written += sum(self.state[key].nbytes for key in self.row_keys)
+        return written + self.gradient_bytes, written
 
     def put_back(self) -> None:
         """Write the rows into the parameter and its slots, and its count."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capture
 from gradtx.optim.group_agreement import check_groups
 from gradtx.optim.groups import GroupSettings, Values
-from gradtx.optim.listed import ListedMember, listed_states
+from gradtx.optim.listed import LISTED, ListedMember, listed_states
 from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
     GRADIENT,
@@ -99,7 +99,7 @@ class Step:
     run_type = OptimizerRun
     begins_with_all = True  # whether all gradients are there when it begins
     made_run: OptimizerRun | None = None
-    listed: list[ListedMember] = []
+    listed: Sequence[ListedMember] = ()
     _leaves: StepLeaves | None = None
     _has_sparse = False
 
@@ -346,6 +346,7 @@ class Step:
         if core.watch is not None:
             execution.observer = core.watch.begin(self)
         execution.run(bundles, alone)
+        core.listed = self.listed
         if core.watch is not None:
             core.watch.end()
         if core.traits.clocks or self.made_run is not None:
@@ -411,7 +412,7 @@ class Step:
         core, traits = self.core, self.core.traits
         bundles: list[Any] = []
         rest = self.rows if self.members else []
-        listed: list[Any] = self.listed
+        listed: list[Any] = list(self.listed)
         if listed:
             tables = {id(member.table) for member in self.listed}
             rest = [member for member in rest if id(member) not in tables]
@@ -426,8 +427,9 @@ class Step:
                     bundles += of_engine
                 elif not self.members or listed:
                     engine.note_idle_step()
-                of_engine, listed = engine.bundles(self, listed, kept_as="listed")
-                bundles += of_engine
+                if listed or LISTED in engine.plans:
+                    of_engine, listed = engine.listed_bundles(self, listed)
+                    bundles += of_engine
         alone = rest if self.all_have_gradients else self._alone(bundles, rest)
         alone = [*alone, *listed]
         if traits.agree and len(self.groups) > 1:

@@ -86,7 +86,7 @@ class StepLeaves:
         gradients = [member.param.grad for member in members]
         return self._released(members, gradients, self._route)
 
-    def outlines(self, members: list[Member]) -> list[Leaf]:
+    def outlines(self, members: Sequence[Member]) -> list[Leaf]:
         """Like `without_values`, for plans: as if all had gradients.
 
         Their operations need not be those of this step, if they tell as much.
@@ -107,7 +107,7 @@ class StepLeaves:
 
     def _released(
         self,
-        members: list[Member],
+        members: Sequence[Member],
         gradients: list[Any],
         route_of: Callable[[Member], Route],
     ) -> list[Leaf]:
@@ -191,7 +191,7 @@ class StepLeaves:
         return leaf
 
 
-def check_fits(core: Core, members: list[Member]) -> None:
+def check_fits(core: Core, members: Sequence[Member]) -> None:
     """Check that parameters, gradients and slots fit. A valid plan implies this without a look at them."""
     for member in members:
         param, gradient = member.param, member.param.grad

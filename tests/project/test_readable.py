@@ -15,7 +15,7 @@ CLASSES_OF = {
     "scalar": {"ScalarFunction", "Scalars"},
     "place": set(),
     "kind": {"LeafKind", "TensorKind"},
-    "plan": {"MemoryPlan", "Plan", "StepPlan", "TreePlan"},
+    "plan": {"ListedPlan", "MemoryPlan", "Plan", "StepPlan", "TreePlan"},
     "run": {"Run", "BlockRun", "OptimizerRun", "RecordedRun", "SingleRun", "SpaceRun", "TreeRun"},
     "count": {"DeviceCount", "LastCounts", "OfCount", "StepCounts"},
     "hyperparameter": {"Hyperparameters"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from gradtx.base.recent import Recent
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion, has_regions
 from gradtx.optim.engine.family import MemberFamily
+from gradtx.optim.engine.listed_plan import ListedPlan, listed_fingerprint
 from gradtx.optim.engine.overlap import overlapping, tensors_of
 from gradtx.optim.engine.step_plan import StepPlan, fingerprint_of
 from gradtx.optim.engine.views import (
@@ -28,6 +30,7 @@ from gradtx.optim.engine.views import (
     is_positional,
 )
 from gradtx.optim.explain import Launch
+from gradtx.optim.listed import LISTED, ListedMember
 from gradtx.optim.outline import Outline
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
@@ -131,7 +134,7 @@ class Engine(ABC):
         way: How this engine runs parameters, for `optimizer.explain()`.
         skips_work: Whether its programs skip work that is not due, if the host knows all scalars.
         is_taken: Whether it was given to an optimizer.
-        plans: The plan of the last step (None), of the rows that sparse gradients listed in it ("listed"), and of the
+        plans: The plan of the last step (None), of the rows that sparse gradients listed in it (`LISTED`), and of the
             last step of each parameter whose gradient was released.
         failed: Whether the engine has given up and accepts no leaves.
         reasons: Why the engine does not run a leaf, by leaf name.
@@ -144,7 +147,7 @@ class Engine(ABC):
     consequence: str
 
     def __init__(self) -> None:
-        self.plans: dict[Member | str | None, StepPlan] = {}
+        self.plans: dict[Member | str | None, Any] = {}
         self.failed = False
         self.reasons: dict[str, str] = {}
 
@@ -155,22 +158,21 @@ class Engine(ABC):
         self,
         step: Step,
         members: list[Member],
-        kept_as: Member | str | None = None,
+        released: Member | None = None,
     ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step as tasks, ready to run, and the members that are not in them.
 
-        None are in bundles where a mode observes operations: it sees those of each leaf.
+        None are in bundles where a mode observes operations: it sees those of each leaf. The plan of a `released`
+        member, the only one of a step, is kept separately from that of whole steps.
 
         Args:
             step: The step.
             members: Parameters with slots, of which some may have no gradient.
-            kept_as: The key of the plan in `plans`.
+            released: As above.
         """
-        if self.failed or SWITCH.is_on or _torch.is_intercepted():
+        if not members or self._is_off():
             return [], members
-        if not members:
-            return [], members
-        plan = self.plans.get(kept_as)
+        plan = self.plans.get(released)
         fingerprint = fingerprint_of(step, members, plan)
         if plan is not None and not plan.matches(fingerprint, step, members):
             plan = None
@@ -191,7 +193,7 @@ class Engine(ABC):
             leaves = step.leaves.outlines([first for first, *_ in alike])
         try:
             if plan is None:
-                if kept_as is None:
+                if released is None:
                     self.reasons = {}
                 kinds = self._kinds(alike, leaves, step, overlaps)
                 plan = self._make_plan(fingerprint, members, kinds, leaves, step)
@@ -203,9 +205,45 @@ class Engine(ABC):
             # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error)
             return [], members
-        self.plans[kept_as] = plan
+        self.plans[released] = plan
         plan.members = members
         return plan.tasks, plan.rest
+
+    def listed_bundles(
+        self, step: Step, members: list[ListedMember]
+    ) -> tuple[list[Any], list[Any]]:
+        """Return, as `bundles` does, those of the rows that sparse gradients list; without any, drop their plan."""
+        last: Any = self.plans.pop(LISTED, None)
+        if not members or self._is_off() or not self.runs_on(step.device):
+            return [], members
+        fingerprint = listed_fingerprint(step, members)
+        leaves: list[Leaf] = []
+        alike: list[list[Member]] = []
+        plan: ListedPlan | None = None
+        try:
+            plan = None if last is None else last.of_others(members, fingerprint)
+        except Exception as error:
+            self._give_up(error)
+            return [], members
+        if plan is None:
+            alike = [[member] for member in members]
+            leaves = step.leaves.outlines(members)  # raises for invalid steps
+        try:
+            if plan is None:
+                kinds = self._kinds(alike, leaves, step, set())
+                bundles, rest = self._sorted_into_bundles(members, kinds, leaves, step)
+                plan = ListedPlan(fingerprint, members, bundles, rest, leaves)
+                plan.reasons = self.reasons
+            self._begin(plan, step)
+        except Exception as error:
+            self._give_up(error)
+            return [], members
+        self.plans[LISTED] = plan
+        return plan.tasks, plan.rest
+
+    def _is_off(self) -> bool:
+        """Whether leaves are to run one at a time."""
+        return self.failed or SWITCH.is_on or _torch.is_intercepted()
 
     def note_idle_step(self) -> None:
         """Note a step in which no parameter steps."""
@@ -261,6 +299,17 @@ class Engine(ABC):
         step: Step,
     ) -> StepPlan:
         """Make a plan from the kinds of the members that this engine runs; some have leaves."""
+        bundles, rest = self._sorted_into_bundles(members, kinds, leaves, step)
+        return StepPlan(fingerprint, members, bundles, rest)
+
+    def _sorted_into_bundles(
+        self,
+        members: Sequence[Member],
+        kinds: dict[Member, LeafKind],
+        leaves: list[Leaf],
+        step: Step,
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the bundles of members, and those in no bundle."""
         leaf_of = {leaf.key: leaf for leaf in leaves}
 
         def first(kind: LeafKind, member: Member) -> MemberFamily:
@@ -275,7 +324,7 @@ class Engine(ABC):
         bundles = planned(keyed, first, self.bundled)
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
-        return StepPlan(fingerprint, members, bundles, rest)
+        return bundles, rest
 
     def _precedents(self, step: Step, members: list[Member]) -> Precedents | None:
         """Return what optimizers with equal chains have planned; None if the plan depends on more than layouts."""
@@ -431,7 +480,7 @@ class Engine(ABC):
         if not flat:
             raise RefusedError(REDUCES_SHARD)
 
-    def _begin(self, plan: StepPlan, step: Step) -> None:
+    def _begin(self, plan: StepPlan | ListedPlan, step: Step) -> None:
         """Pass each bundle its arguments for a step, and note the tasks: a bundle without gradients has none."""
         # Those that all rows of a group take, for all bundles of a family.
         of_group: dict[Any, tuple[list[Any], list[Any]]] = {}

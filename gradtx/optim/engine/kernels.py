@@ -98,6 +98,13 @@ class KernelBundle(MemberBundle):
         bundle._may_need_copies = set(range(len(members)))
         return bundle
 
+    def resized(self, members: list[Member]) -> Self | None:
+        if any(variant is not AS_RECORDED for variant in self._variants):
+            return None
+        bundle = self.of_others(members)
+        bundle.check()
+        return bundle
+
     def release_states(self) -> None:
         super().release_states()
         self._tensors = []

@@ -73,6 +73,7 @@ class MemberBundle(ListBundle):
         splits: Whether large leaves may be updated in parts.
 
     Attributes:
+        splits: As above.
         stepping: The parameters that have a gradient in the present step.
         are_as_planned: Whether the gradients are like those of the plan.
     """
@@ -93,6 +94,7 @@ class MemberBundle(ListBundle):
         super().__init__(members[0].name, device, names, rows, sizes, limit)
         self._columns = Columns(parts.pieces, signature)
         self.operations = phases
+        self.splits = splits
         self.members = self.stepping = members
         self.signature = signature
         groups = [member.group for member in members]
@@ -146,6 +148,16 @@ class MemberBundle(ListBundle):
         bundle._columns = self._columns.of_others(pieces)
         bundle._equal = bundle._equal_slots()
         return bundle
+
+    def resized(self, members: list[Member]) -> Self | None:
+        """Return the bundle of rows like these, of other sizes; None if these may need another program.
+
+        Their number is that of these, and no operation of theirs looks at sizes.
+        """
+        has_sums = len(self.operations) > 1
+        if self.splits and has_sums and any(part_of(member) for member in members):
+            return None
+        return type(self)(members, self.signature, self.operations, self.splits)
 
     def needs_run(self) -> bool:
         signature = self.signature
