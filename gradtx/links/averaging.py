@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradtx.arguments import Count, Decay, Fraction, NonNegativeInt
+from gradtx.execution.traits import SYNCHRONIZES
 from gradtx.maths.entries import at_least, running_mean, synchronized
 from gradtx.rules import per_tensor
 from gradtx.slots import start
@@ -12,7 +13,13 @@ from gradtx.slots import start
 __all__ = ["average", "lookahead"]
 
 
-@per_tensor(elementwise=True, needs="params", rate="after", sign="neutral")
+@per_tensor(
+    elementwise=True,
+    needs="params",
+    rate="after",
+    sign="neutral",
+    by_rows=SYNCHRONIZES,
+)
 def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
