@@ -7,12 +7,12 @@ import torch
 from gradtx.arguments import Count, Decay, Fraction, NonNegativeInt
 from gradtx.execution.traits import SYNCHRONIZES
 from gradtx.maths.entries import at_least, running_mean, synchronized
-from gradtx.rules import Options, per_tensor
+from gradtx.rules import per_tensor
 from gradtx.slots import start
 
 __all__ = ["average", "lookahead"]
 
-OF_AVERAGES: Options = {
+OF_AVERAGES = {
     "elementwise": True,
     "needs": "params",
     "rate": "after",
