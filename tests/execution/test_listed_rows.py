@@ -189,3 +189,41 @@ def test_coded_slots_of_listed_rows_are_those_of_all_rows_or_the_error_says_why(
         assert torch.equal(table.detach(), whole.detach())
         for key, value in optimizer.state[table].items():
             assert torch.equal(value, other.state[whole][key]), key
+
+
+CHAINS = {
+    "clipped": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw(lr=0.1)),
+    "clipped before": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.5, stale=True), gradtx.sgd(lr=0.1)),
+    "by leaf": lambda: gradtx.chain(gradtx.clip_by_norm(0.5), gradtx.centralize(), gradtx.novograd(lr=0.1)),
+    "momentum": lambda: gradtx.chain(gradtx.normalize_by_global_norm(), gradtx.sgd(lr=0.1, momentum=0.9)),
+    "covers": lambda: gradtx.sm3(lr=0.1),
+    "grafted": lambda: gradtx.graft(gradtx.lion(lr=0.1), gradtx.adam(lr=0.1)),
+    "accumulated": lambda: gradtx.accumulate(gradtx.adam(lr=0.1), every=2),
+    "averaged": lambda: gradtx.chain(gradtx.adam(lr=0.1), gradtx.average(0.9)),
+    "two branches": lambda: gradtx.partition(
+        {"rows": gradtx.sparse_adam(lr=0.1), "rest": gradtx.muon(lr=0.1, fallback=gradtx.sgd(lr=0.1))},
+        {"rows": "table", "rest": "*"},
+    ),
+}
+
+
+def descended(tx, **options):
+    leaves = {name: torch.nn.Parameter(value.clone()) for name, value in noise(1, {**SHAPES, **DENSE}).items()}
+    optimizer = gradtx.as_optimizer(tx, leaves.items(), **options)
+    for t in range(6):
+        gradients = field({name: leaf.detach() for name, leaf in leaves.items()})
+        for name, leaf in leaves.items():
+            index = rows_of_step(t + len(name))
+            leaf.grad = gradients[name] if name in DENSE else sparse(index, gradients[name][index], leaf.shape)
+        optimizer.step()
+    return {name: leaf.detach() for name, leaf in leaves.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", CHAINS)
+def test_compiled_steps_of_rows_equal_those_of_lists_and_of_each_leaf_alone(chain):
+    tx = CHAINS[chain]()
+    lists = descended(tx)
+    assert_close(descended(tx, compile=True), lists, rtol=TOLERANCE, atol=TOLERANCE)
+    with gradtx.eagerly():
+        assert_close(descended(tx), lists, rtol=TOLERANCE, atol=TOLERANCE)
