@@ -22,7 +22,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "adam": (
         "Adam and its closest relatives",
-        ("adam", "rmsprop", "nadam", "adamc", "adamp"),
+        ("adam", "sparse_adam", "rmsprop", "nadam", "adamc", "adamp"),
     ),
     "radam": ("Rectified Adam", ("radam", "adabelief", "ranger", "ranger21")),
     "adam_variants": (

@@ -646,6 +646,7 @@ __all__ = [
     "soft_row_clip",
     "sophia",
     "spam",
+    "sparse_adam",
     "spectral_sphere",
     "splus",
     "spring",
@@ -4575,6 +4576,14 @@ def spam(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def sparse_adam(
+    lr: NonNegative = 0.001,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-08,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def spectral_sphere(

@@ -53,7 +53,14 @@ from gradtx.execution.expansion import (
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Passed, Place, Scope
-from gradtx.execution.traits import DRAWS, ONLY_LISTS, READS_LEAF, SUMS_ROWS, Traits
+from gradtx.execution.traits import (
+    DRAWS,
+    ONLY_LISTS,
+    READS_EXTRA,
+    SUMS_ROWS,
+    Traits,
+    reason_for_all_rows,
+)
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.state.storage import StateDtype, Storage
 from gradtx.transform import (
@@ -141,7 +148,7 @@ class Options(TreeOptions, total=False):
     """The options of `per_tensor`, documented there; functions receive a call's arguments."""
 
     elementwise: bool | Callable[[Bound], bool]
-    by_rows: bool | None
+    by_rows: bool | str | Callable[[Bound], bool | str | None] | None
     moving_slot: str | None
     shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
     dims: Dims | Callable[[Bound], Dims]
@@ -416,13 +423,21 @@ class Spec:
 
     def _needs_all_rows(self, functions: Functions, arguments: Bound) -> str:
         """Return why the rule cannot update some rows of a leaf without the others; empty if it can."""
-        by_rows = self._options["by_rows"]
-        if by_rows is not None:
-            return "" if by_rows else READS_LEAF
-        if not self.option("elementwise", arguments):
-            return READS_LEAF
-        sums = inspect.isgeneratorfunction(functions.update)
-        return SUMS_ROWS if sums or self.option("shared", arguments) else ""
+        by_rows = self.option("by_rows", arguments)
+        if by_rows is None:
+            by_rows = self.option("elementwise", arguments)
+            sums = inspect.isgeneratorfunction(functions.update)
+            if by_rows and (sums or self.option("shared", arguments)):
+                by_rows = SUMS_ROWS
+        return reason_for_all_rows(by_rows) or READS_EXTRA * self._reads_leaves(
+            arguments
+        )
+
+    def _reads_leaves(self, arguments: Bound) -> bool:
+        """Whether the rule reads tensors of leaves that the caller passes, besides gradients."""
+        kinds = self.extras_of(arguments).values()
+        are_scalars = all(kind.startswith("scalar") for kind in kinds)
+        return not are_scalars or "hessian_diag" in self.needs_of(arguments)
 
     def _whole(self, arguments: Bound) -> tuple[bool | str, tuple[str, ...]]:
         """Return the option `whole` without the tensors that it names, and the tensors that an owner reads."""
@@ -1056,7 +1071,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             A rule may also read the leaf's shape; leaves of other shapes may then have other programs.
         by_rows: Whether the rule may update some rows of a leaf, along its first dimension, without the others, as with
             a sparse gradient; defaults to `elementwise` for rules that neither yield nor share values. True is also
-            correct for sums over a row, and for sums over leaves to which rows of zeros add nothing.
+            correct for sums over a row, and for sums to which rows without an update add nothing. A text says why it
+            may not, for errors; or a function of the arguments that returns any of these.
         moving_slot: The slot, such as a momentum, whose rows move rows without a gradient, unless they are 0: they take
             part in each step of a sparse gradient. None if only the rows of the gradient do.
         takes_complex: Whether the rule accepts complex leaves, whose real and imaginary parts it receives in a new last

@@ -73,6 +73,14 @@ def _claims_elementwise(case: Case) -> bool:
     return spec.kind == "rule" and spec.option("elementwise", bound)
 
 
+def _is_rule(case: Case) -> bool:
+    return case.factory.spec.kind == "rule"
+
+
+def _draws_nothing(case: Case) -> bool:
+    return "seed" not in case.factory.spec.arguments.by_name
+
+
 def _is_rule_or_alias(case: Case) -> bool:
     return case.factory.spec.kind in ("rule", "alias")
 
@@ -182,6 +190,8 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "plain that take gradients and a scaler scales": _some(
         conformance.plain_cases, _takes_gradients, _needs_none_of("grad_fn", "value_fn", "hessian_diag", "grad_sample")
     ),
+    "rules that draw nothing": _some(conformance.all_cases, _is_rule, _draws_nothing),
+    "a few rules": _some(conformance.plain_cases, _is_rule, lambda case: str(case) in A_FEW),
     "adamw": _some(conformance.plain_cases, lambda case: case.factory is gradtx.adamw),
     "chosen of each kind": _some(conformance.chosen_aliases, lambda case: str(case) in conformance.OF_EACH_KIND),
     "a few": _named(conformance.plain_cases, A_FEW),
@@ -202,6 +212,14 @@ def cases_of(names: str) -> tuple[Any, ...]:
 # The table: of each property, the cases by night, by day, and in `make quick`, which has those of them that it has
 # by day. The third is empty where the test or its file is left out of it.
 PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
+    "execution.test_listed_rows": {
+        "test_listed_rows_step_as_a_leaf_of_their_own_and_others_stand_still_or_the_error_says_why": (
+            "all", "plain links + chosen aliases", "a few",
+        ),
+        "test_a_rule_that_takes_rows_updates_them_as_it_does_beside_rows_of_zeros": (
+            "rules that draw nothing", "rules that draw nothing", "a few rules",
+        ),
+    },
     "project.test_conformance": {
         "test_updates_and_slots_keep_shapes_and_dtypes": ("all", "plain links + chosen aliases", "of each kind"),
         "test_a_bf16_update_is_the_float32_one": (

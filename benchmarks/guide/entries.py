@@ -17,11 +17,11 @@ OTHER_RATES = {
     "cocob": ("alpha", 100.0),
 }
 # What no task fits: gradients of single samples, and a step from losses alone. The sweeps that train the members pass
-# no residuals and no outputs.
+# no residuals and no outputs, and have dense gradients, for which sparse_adam is Adam.
 LEFT_OUT = (
     *("dpsgd", "mezo"),
     *("dogleg", "gauss_newton", "hessian_free", "levenberg_marquardt"),
-    *("natural_gradient", "spring"),
+    *("natural_gradient", "spring", "sparse_adam"),
 )
 # Methods whose authors use no schedule: they average, or find their own rate.
 WITHOUT_SCHEDULE = (

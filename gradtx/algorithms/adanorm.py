@@ -18,7 +18,7 @@ from gradtx.slots import linear, scalar
 __all__ = ["adanorm", "scale_by_adanorm"]
 
 
-@per_tensor(takes_complex=True, length="sets")
+@per_tensor(takes_complex=True, length="sets", by_rows=True)
 def scale_by_adanorm(
     betas=(0.9, 0.999),
     eps=1e-8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradtx.arguments import Count
+from gradtx.execution.traits import RESTARTS
 from gradtx.links.decay import with_decay
 from gradtx.maths.entries import quotient, safe_sqrt
 from gradtx.rules import alias, per_tensor
@@ -13,7 +14,12 @@ from gradtx.slots import linear, square, start
 __all__ = ["adasmooth", "scale_by_adasmooth"]
 
 
-@per_tensor(elementwise=True, needs="params", length="sets")
+@per_tensor(
+    elementwise=True,
+    by_rows=lambda arguments: arguments["reset_every"] is None or RESTARTS,
+    needs="params",
+    length="sets",
+)
 def scale_by_adasmooth(
     betas=(0.5, 0.99),
     eps=1e-6,

@@ -17,7 +17,7 @@ from gradtx.transform import chain
 __all__ = ["alig", "scale_by_polyak"]
 
 
-@per_tensor(elementwise=True, needs="value", owns_lr=True, agree="eps")
+@per_tensor(elementwise=True, needs="value", owns_lr=True, agree="eps", by_rows=True)
 def scale_by_polyak(max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps=1e-5):
     r"""Step to the point where the loss would be 0 if its slope were constant: Polyak's step size.
 

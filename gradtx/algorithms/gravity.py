@@ -14,7 +14,7 @@ from gradtx.transform import chain
 __all__ = ["gravity", "scale_by_gravity"]
 
 
-@per_tensor(random=True, compiles=True)
+@per_tensor(random=True, compiles=True, by_rows=True)
 def scale_by_gravity(lr, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0):
     r"""Average gradients after damping their large entries toward zero: Gravity's direction.
 

@@ -16,7 +16,7 @@ from gradtx.slots import ema, scalar, square
 __all__ = ["kourkoutas_adamw", "scale_by_kourkoutas"]
 
 
-@per_tensor(whole="sums", takes_complex=True, length="sets")
+@per_tensor(whole="sums", takes_complex=True, length="sets", by_rows=True)
 def scale_by_kourkoutas(
     betas=(0.9, 0.999),
     beta2_min: Decay = 0.9,

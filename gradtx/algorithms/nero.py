@@ -26,7 +26,7 @@ def _neuron_norm(x: Tensor) -> Tensor:
     return x.abs() if x.ndim < 2 else unit_norm(x)
 
 
-@per_tensor(length="sets")
+@per_tensor(length="sets", by_rows=True)
 def scale_by_neuron_norm(beta: Decay = 0.999, constraints=True):
     r"""Divide the gradient of each neuron by its running norm, and restore the initial scale of the weights: Nero.
 

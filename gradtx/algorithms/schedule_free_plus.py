@@ -45,6 +45,7 @@ def product_ahead(g: Tensor, state: Mapping[str, Tensor], y: Tensor) -> Tensor:
     owns_lr=True,
     shared={"grad_norm": 0.0, "grad_norm_weight": 0.0},
     agree="polyak_beta",
+    by_rows=True,
 )
 def scale_by_schedule_free_plus(
     lr=1.0,

@@ -16,7 +16,7 @@ from gradtx.transform import chain
 __all__ = ["scale_by_sm3", "sm3"]
 
 
-@per_tensor(length="sets")
+@per_tensor(length="sets", by_rows=True)
 def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
     r"""Divide by the root of the summed squared gradients, stored as maxima of slices.
 

@@ -33,8 +33,8 @@ def sparse_adam(lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         >>> tx = gradtx.sparse_adam(lr=0.1)
         >>> params = {"table": torch.zeros(1000, 2)}
         >>> rows, values = torch.tensor([[7]]), torch.ones(1, 2)
-        >>> grads = {"table": torch.sparse_coo_tensor(rows, values, (1000, 2), check_invariants=True)}
-        >>> updates, _ = tx.update(grads, tx.init(params), params)
+        >>> grad = torch.sparse_coo_tensor(rows, values, (1000, 2), check_invariants=True)
+        >>> updates, _ = tx.update({"table": grad}, tx.init(params), params)
         >>> gradtx.apply_updates(params, updates)["table"][6:9]
         tensor([[ 0.0000,  0.0000],
                 [-0.1000, -0.1000],

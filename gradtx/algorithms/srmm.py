@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from gradtx.arguments import Count, NonNegative
+from gradtx.execution.traits import RESTARTS
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, start
 
 __all__ = ["scale_by_srmm", "srmm"]
 
 
-@per_tensor(elementwise=True, needs="params", owns_lr=True)
+@per_tensor(
+    elementwise=True,
+    by_rows=lambda arguments: arguments["memory_length"] is None or RESTARTS,
+    needs="params",
+    owns_lr=True,
+)
 def scale_by_srmm(
     lr=0.01,
     beta: NonNegative = 0.5,

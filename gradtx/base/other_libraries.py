@@ -55,7 +55,6 @@ COUNTERPARTS = {
     ),
     "nan_to_num": "use zero_nans()",
     "FusedAdam": "use gradtx.optim.AdamW(params, compile=True)",
-    "SparseAdam": "use gradtx.optim.Adam with dense gradients: omit sparse=True in nn.Embedding",
     "AdamWScheduleFree": "use gradtx.optim.ScheduleFreeAdamW",
     "ProdigyPlusScheduleFree": "use gradtx.optim.ProdigyScheduleFree",
     "prodigyplus": "use gradtx.optim.ProdigyScheduleFree",

@@ -176,7 +176,10 @@ def graft(
         return grafted(updates["direction"], updates["magnitude"], eps), state
 
     return Frame(
-        {"direction": direction, "magnitude": magnitude}, leave=leave, elementwise=False
+        {"direction": direction, "magnitude": magnitude},
+        leave=leave,
+        elementwise=False,
+        by_rows=True,
     )
 
 

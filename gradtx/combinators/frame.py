@@ -27,7 +27,13 @@ from gradtx.execution.leaf_rule import (
     StageState,
 )
 from gradtx.execution.runs import Run, Scope, as_flag, selected
-from gradtx.execution.traits import READS_LEAF, SUMS_ROWS, Traits, empty_dict
+from gradtx.execution.traits import (
+    RESTARTS,
+    SUMS_ROWS,
+    Traits,
+    empty_dict,
+    reason_for_all_rows,
+)
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
 from gradtx.state.nested import LEAF_STEPS
@@ -112,6 +118,8 @@ class Frame(Combinator):
             None as their update, and the functions must apply `ctx.keep` to their slots.
         agree: Hyperparameters that must agree across the groups of an optimizer; with `gradient`, all of them must.
         elementwise: Whether `enter` and `leave` compute every entry independently.
+        by_rows: Whether `enter` and `leave` may update some rows of a leaf without the others, or why they may not, as
+            in `per_tensor`. By default, they may if they are elementwise and yield no sums.
         whole: Whether `enter` and `leave` need whole leaves instead of shards, and no sums. The owner of a sharded leaf
             then runs them and the inner transformation, as for rules with `per_tensor(whole=True)`.
 
@@ -139,6 +147,7 @@ class Frame(Combinator):
     takes_none: str | None = None
     agree: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     elementwise: bool = True
+    by_rows: bool | str | None = None
     whole: bool = False
 
     def __post_init__(self) -> None:
@@ -525,11 +534,14 @@ class Enter(RuleOperation):
 
 def _needs_all_rows(frame: Frame) -> str:
     """Return why a frame cannot update some rows of a leaf without the others; empty if it can."""
-    if frame.restarts is not None:
-        return "it restarts all rows at once"
-    reads_leaf = frame.whole or not frame.elementwise
-    sums = frame.shared or inspect.isgeneratorfunction(frame.leave)
-    return READS_LEAF if reads_leaf else SUMS_ROWS * bool(sums)
+    by_rows = frame.by_rows
+    if by_rows is None:
+        by_rows = frame.elementwise and not frame.whole
+        if frame.restarts is not None:
+            by_rows = RESTARTS
+        elif by_rows and (frame.shared or inspect.isgeneratorfunction(frame.leave)):
+            by_rows = SUMS_ROWS
+    return reason_for_all_rows(by_rows)
 
 
 def _with_leaf_steps(

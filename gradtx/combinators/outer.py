@@ -33,7 +33,7 @@ from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import Branch, Leaf, Route, Steps
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Scope, as_flag
-from gradtx.execution.traits import ONLY_LISTS
+from gradtx.execution.traits import ONLY_LISTS, SYNCHRONIZES
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation
 
@@ -254,7 +254,11 @@ class Outer(Combinator):
             return state["anchor"]
 
         clock = InnerClock(ticks)
-        return Frame(self.tx, init, enter, leave, evaluate, clock, takes_none="anchor")
+        return Frame(
+            *(self.tx, init, enter, leave, evaluate, clock),
+            takes_none="anchor",
+            by_rows=SYNCHRONIZES,
+        )
 
 
 # Why programs may not run the operation before the outer transformation.

@@ -18,6 +18,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
+from gradtx.execution.traits import SYNCHRONIZES
 from gradtx.maths.entries import (
     at_most,
     quotient,
@@ -274,7 +275,13 @@ def with_lookahead(
     def evaluate(state, param):
         return state["slow"]
 
-    return Frame(tx, init, leave=leave, evaluate=evaluate, inner_slots=MOMENTA)
+    return Frame(
+        *(tx, init),
+        leave=leave,
+        evaluate=evaluate,
+        inner_slots=MOMENTA,
+        by_rows=SYNCHRONIZES,
+    )
 
 
 def _slow(i: int) -> str:

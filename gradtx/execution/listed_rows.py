@@ -151,11 +151,11 @@ def check_takes_rows(
 
 def moving_slots(operations: Iterable[Operation]) -> list[tuple[Any, str]]:
     """Return (path, slot) of the slots whose rows move rows without a gradient."""
-    return [
-        (operation.path, operation.traits.moving_slot)
-        for operation in operations
-        if operation.traits.moving_slot is not None
-    ]
+    slots = {}  # once each: both ends of a frame have the slots of the frame
+    for operation in operations:
+        if operation.traits.moving_slot is not None:
+            slots[operation.path, operation.traits.moving_slot] = None
+    return list(slots)
 
 
 def has_rows(value: Any, count: int) -> bool:

@@ -11,9 +11,19 @@ import torch
 # Why the rows of a leaf cannot be updated without the others.
 READS_LEAF = "it computes with the whole leaf"
 SUMS_ROWS = "it sums over all rows"
+READS_EXTRA = "it reads a tensor of the whole leaf besides the gradient"
+SYNCHRONIZES = "it synchronizes all rows in the same steps"
+RESTARTS = "it restarts all rows in the same steps"
 # Why programs may not run an operation.
 DRAWS = "it draws random numbers, which follow from the name of a leaf"
 ONLY_LISTS = "it is declared for programs over lists, which skip work that is not due"
+
+
+def reason_for_all_rows(by_rows: bool | str) -> str:
+    """Return why all rows are needed, from the option `by_rows`; empty if they are not."""
+    if isinstance(by_rows, str):
+        return by_rows
+    return "" if by_rows else READS_LEAF
 
 
 def empty_dict() -> dict[str, Any]:

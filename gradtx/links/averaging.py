@@ -5,14 +5,22 @@ from __future__ import annotations
 import torch
 
 from gradtx.arguments import Count, Decay, Fraction, NonNegativeInt
+from gradtx.execution.traits import SYNCHRONIZES
 from gradtx.maths.entries import at_least, running_mean, synchronized
 from gradtx.rules import per_tensor
 from gradtx.slots import start
 
 __all__ = ["average", "lookahead"]
 
+OF_AVERAGES = {
+    "elementwise": True,
+    "needs": "params",
+    "rate": "after",
+    "sign": "neutral",
+}
 
-@per_tensor(elementwise=True, needs="params", rate="after", sign="neutral")
+
+@per_tensor(**OF_AVERAGES, by_rows=SYNCHRONIZES)
 def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
@@ -54,7 +62,7 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
 _AVERAGE = {"average": start(slow=True)}
 
 
-@per_tensor(elementwise=True, needs="params", rate="after", sign="neutral")
+@per_tensor(**OF_AVERAGES)
 def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
 

@@ -128,7 +128,7 @@ def clip_by_value(max_value: PositiveOrInf):
     return update
 
 
-@per_tensor(takes_complex=True, length="bounds")
+@per_tensor(takes_complex=True, length="bounds", by_rows=True)
 def clip_by_norm(max_norm: PositiveOrInf):
     r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
@@ -162,6 +162,7 @@ def clip_by_norm(max_norm: PositiveOrInf):
     summed={"norm": safe_sqrt},
     extras={"global_norm": "scalar?"},
     length="bounds",
+    by_rows=True,
 )
 def clip_by_global_norm(
     max_norm: PositiveOrInf,
@@ -208,7 +209,7 @@ def clip_by_global_norm(
     return update_by_norm_of_before if stale else update
 
 
-@per_tensor(elementwise=True, agree="eps", length="sets")
+@per_tensor(elementwise=True, agree="eps", length="sets", by_rows=True)
 def normalize_by_global_norm(eps=1e-6):
     r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
@@ -340,7 +341,7 @@ def soft_row_clip(x: Tensor, max_norm: Scalar) -> Tensor:
     return x / at_least(half * ((size - middle) / half).tanh() + middle, 1e-5)
 
 
-@per_tensor(takes_complex=True, length="bounds")
+@per_tensor(takes_complex=True, length="bounds", by_rows=True)
 def clip_to_history(
     lambda_rel: Positive = 1.05,
     lambda_abs: Positive = 1.0,
@@ -401,6 +402,7 @@ def clip_to_history(
     shared={"mean": 0.0, "var": 0.0, "count": 0.0},
     agree=("z_thresh", "alpha", "warmup_steps", "max_norm", "eps", "mode", "clip_to"),
     length="bounds",
+    by_rows=True,
 )
 def clip_by_zscore(
     z_thresh: Positive = 2.5,
@@ -485,7 +487,7 @@ def clip_by_zscore(
     return update
 
 
-@per_tensor(takes_complex=True, length="sets")
+@per_tensor(takes_complex=True, length="sets", by_rows=True)
 def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps=1e-8):
     r"""Scale each leaf to its mean norm relative to the variation of that norm: Stable-SPAM's normalization.
 
@@ -527,7 +529,7 @@ def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps=1e-8):
     return {"norm_avg": scalar(), "norm_sq_avg": scalar()}, update
 
 
-@per_tensor
+@per_tensor(by_rows=True)
 def clip_to_peak_history(theta: Decay = 0.999):
     r"""Scale down entries that exceed the usual largest entry: Stable-SPAM's clipping.
 

@@ -10,7 +10,7 @@ from gradtx.rules import per_tensor
 __all__ = ["add_noise"]
 
 
-@per_tensor(random=True)
+@per_tensor(random=True, by_rows=True)
 def add_noise(eta: NonNegative, gamma: NonNegative, seed: int):
     r"""Add Gaussian noise whose variance decreases with time: $u_t = g_t + N(0, \eta / t^\gamma)$.
 

@@ -30,6 +30,7 @@ __all__ = ["reduce_on_plateau"]
         *("factor", "patience", "rtol", "atol"),
         *("cooldown", "accumulation_size", "min_scale"),
     ),
+    by_rows=True,
 )
 def reduce_on_plateau(
     factor: Annotated[Scalar, "(0, 1)"] = 0.1,

@@ -281,7 +281,7 @@ def orthogonalize_against_params():
     return update
 
 
-@per_tensor
+@per_tensor(by_rows=True)
 def centralize(conv_only=False):
     """Subtract the mean of each output unit from its gradient (gradient centralization).
 

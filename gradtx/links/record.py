@@ -95,6 +95,13 @@ def _joined(values: list[Tensor]) -> Tensor:
     needs=lambda arguments: (
         ("params",) if "update_to_weight" in arguments["what"] else ()
     ),
+    # For the others, rows without an update count as well.
+    by_rows=lambda arguments: (
+        not any(
+            name in arguments["what"]
+            for name in ("rms", "update_to_weight", "cos_previous")
+        )
+    ),
     shared=lambda arguments: {arguments["name"]: 0.0} if arguments["name"] else {},
 )
 def record(

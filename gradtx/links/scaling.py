@@ -143,7 +143,7 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     return update
 
 
-@per_tensor(takes_complex=True, length="sets")
+@per_tensor(takes_complex=True, length="sets", by_rows=True)
 def scale_by_layer_rms(beta: Decay = 0.98, eps=1e-8, amsgrad=False):
     r"""Divide the gradient of each leaf by a running average of its norm: NovoGrad's direction.
 

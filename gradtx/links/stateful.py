@@ -34,7 +34,7 @@ def _start(arguments: Mapping[str, Any]) -> Mapping[str, float]:
     return start if isinstance(start, Mapping) else {}
 
 
-@per_tensor(elementwise=True, extras=_read_by, shared=_start)
+@per_tensor(elementwise=True, extras=_read_by, shared=_start, by_rows=True)
 def scale_by_stateful(
     step: Static[Callable[..., Any]], start: Static[Mapping[str, float]]
 ):

@@ -109,9 +109,9 @@ def _remedy(checkpoint: Mapping[str, Any]) -> str:
 
 
 def _check_slot(what: str, value: Any) -> None:
-    """Raise an error unless a value can be a slot: a dense tensor or a number."""
+    """Raise an error unless a value can be a slot: a tensor or a number."""
     if isinstance(value, Tensor):
-        if value.is_nested or value.is_sparse or value.is_quantized or value.is_meta:
+        if value.is_nested or value.is_quantized or value.is_meta:
             raise TypeError(
                 f"{what} must be a dense tensor with values, got another one"
             )
@@ -123,6 +123,16 @@ def _check_slot(what: str, value: Any) -> None:
             f"{what} must be a tensor, got a {type(value).__name__}; was the state dict saved by another class of "
             "optimizers?"
         )
+
+
+def _dense(entry: Entry) -> Entry:
+    """Return an entry whose tensors are dense: torch.optim.SGD keeps a sparse momentum of sparse gradients."""
+    if not any(isinstance(x, Tensor) and x.is_sparse for x in entry.values()):
+        return entry
+    return {
+        key: value.to_dense() if isinstance(value, Tensor) else value
+        for key, value in entry.items()
+    }
 
 
 class Checkpoint:
@@ -245,7 +255,7 @@ class Checkpoint:
         numbers = params_of(groups)
         params = params_of(settings.group for settings in self._groups)
         self._entries: dict[Tensor, Entry] = {
-            param: entries.get(number, {})
+            param: _dense(entries.get(number, {}))
             for number, param in zip(numbers, params, strict=True)
         }
         listed = set(numbers)

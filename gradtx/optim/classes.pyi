@@ -203,6 +203,7 @@ __all__ = [
     "SimplifiedAdEMAMix",
     "SinkGD",
     "SophiaH",
+    "SparseAdam",
     "SpectralSphere",
     "Spring",
     "StableAdamW",
@@ -4148,6 +4149,25 @@ class SophiaH(AliasOptimizer):
         capturable: bool = False,
         amp_scaling: bool = False,
         seed: int = 0,
+    ) -> None: ...
+
+class SparseAdam(AliasOptimizer):
+    """SparseAdam, equivalent to torch.optim.SparseAdam: Adam on the rows of a table that have a gradient."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        betas: Decays = (0.9, 0.999),
+        eps: NonNegative = 1e-08,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SpectralSphere(AliasOptimizer):

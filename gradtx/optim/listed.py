@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx.execution.execute import Operation
 from gradtx.execution.listed_rows import (
+    DENSE,
     ListedRows,
     check_takes_rows,
     has_rows,
@@ -51,6 +52,7 @@ class ListedMember(Member):
         """
         operations = list(operations)
         check_takes_rows(who, table.name, operations)
+        _check_codes(who, table)
         what = f"{who}: the gradient of parameter {table.name!r}"
         gradient: Any = table.param.grad
         rows = ListedRows.of(what, gradient, table.param)
@@ -116,6 +118,20 @@ class ListedMember(Member):
             else:
                 table.state[key] = value
         table.count, table.device_count = self.count, self.device_count
+
+
+def _check_codes(who: str, table: Member) -> None:
+    """Check that slots of a parameter can be stored row by row.
+
+    Raises:
+        RuntimeError: If a code covers several rows.
+    """
+    for key, codec in table.layout.coded_keys.items():
+        if not codec.codes_rows_alone(table.param.ndim):
+            raise RuntimeError(
+                f"{who}: parameter {table.name!r} has a sparse gradient, but the code {codec.label!r} of its slot "
+                f"{key!r} covers several rows; omit state_dtype for it, or {DENSE}"
+            )
 
 
 def listed_states(

@@ -220,6 +220,12 @@ class Codec:
         """Whether what is stored of an entry depends on the whole leaf, so that ranks may not divide it."""
         return self.shapes_of is not None or bool(self.per_leaf)
 
+    def codes_rows_alone(self, ndim: int) -> bool:
+        """Whether each row of a slot, an index of dimension 0, is coded without the others."""
+        if self.sees_whole_leaf:
+            return False
+        return ndim > 1 or (self.block is None and self.packs == 1)
+
     def for_sign(self, nonnegative: bool) -> Codec:
         """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""
         if nonnegative and self.nonnegative is not None:

@@ -263,3 +263,44 @@ def test_an_sgd_checkpoint_without_a_step_means_step_1():
     optimizer.load_state_dict(theirs.state_dict())
     for param in params.values():
         assert_equal(optimizer.state[param]["step"], torch.tensor(1.0))
+
+
+BY_ROWS = [
+    ("SparseAdam", {}),
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.3}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("Adagrad", {"initial_accumulator_value": 0.5}),
+]
+
+
+def step_rows(optimizer, params, t):
+    generator = torch.Generator().manual_seed(t)
+    for param in params:
+        index = torch.randint(len(param), (1, 3), generator=generator)
+        values = torch.randn(3, *param.shape[1:], generator=generator)
+        param.grad = torch.sparse_coo_tensor(index, values, param.shape, check_invariants=True)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("direction", ["from torch", "to torch"])
+@pytest.mark.parametrize(("name", "options"), BY_ROWS, ids=str)
+def test_checkpoints_after_sparse_gradients_continue(name, options, direction):
+    """SparseAdam of torch counts in an int, and SGD has a sparse momentum, which becomes a dense one."""
+    modules = [torch.optim, gradtx.optim]
+    saving, loading = modules if direction == "from torch" else modules[::-1]
+    if loading is torch.optim and options.get("nesterov"):
+        pytest.skip("torch's SGD has no Nesterov momentum of a sparse gradient with a dense buffer")
+    params = [torch.nn.Parameter(torch.ones(6, 3)), torch.nn.Parameter(torch.ones(7))]
+    optimizer = getattr(saving, name)(params, lr=0.03, **options)
+    for t in range(10):
+        step_rows(optimizer, params, t)
+    own = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    other = getattr(loading, name)(own, **options)
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    slots = [value for entry in other.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
+    assert not any(value.is_sparse for value in slots)
+    for t in range(10, 20):
+        step_rows(optimizer, params, t)
+        step_rows(other, own, t)
+    assert_close(own, params, TOLERANCE)
