@@ -25,6 +25,7 @@ from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.pure import first_trees as _first_trees
 from gradtx.pure import graph_node as _graphs
+from gradtx.pure import listed as _listed
 from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
 
@@ -190,6 +191,8 @@ class GradientTransformation:
         if "grad_sample" in kinds and "grad_sample" not in extras:
             call = _pure.with_examples(call)
         result = update(call)
+        if result is None and not is_traced:
+            result = _listed.update(call)
         return _pure.update(call) if result is None else result
 
     @_torch.assume_constant

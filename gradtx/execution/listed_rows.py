@@ -130,6 +130,17 @@ def _consists_of(tensor: Tensor, word: torch.dtype) -> bool:
     return is_whole and tensor.itemsize < word.itemsize
 
 
+def with_rows_added(what: str, param: Tensor, update: Tensor) -> Tensor:
+    """Return a parameter with a sparse update, rounded once to its dtype; other rows keep their bits.
+
+    Raises:
+        RuntimeError, ValueError: As in `ListedRows.of`.
+    """
+    index, values = ListedRows.of(what, update, param)
+    rows = param.index_select(0, index) + values
+    return param.index_copy(0, index, rows.to(param.dtype))
+
+
 def check_takes_rows(
     who: str, leaf: str, operations: Sequence[Operation], what: str = "parameter"
 ) -> None:
