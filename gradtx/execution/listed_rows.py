@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded
+from gradtx.base.torch_names import not_traced
 from gradtx.execution.execute import Operation
 
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
@@ -130,6 +131,7 @@ def _consists_of(tensor: Tensor, word: torch.dtype) -> bool:
     return is_whole and tensor.itemsize < word.itemsize
 
 
+@not_traced
 def with_rows_added(what: str, param: Tensor, update: Tensor) -> Tensor:
     """Return a parameter with a sparse update, rounded once to its dtype; other rows keep their bits.
 

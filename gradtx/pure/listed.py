@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
+from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import Path, lacking
 from gradtx.base.plain import are_strided
 from gradtx.execution.execute import Leaf, Operation
@@ -27,6 +28,10 @@ from gradtx.pure.tree_run import TreeRun, UpdateCall
 from gradtx.state.nested import NestedState
 
 
+# Leaves of few sizes have few plans: rows of zeros are added up to a power of two, at least this one.
+LEAST_ROWS = 16
+
+
 class Table(NamedTuple):
     """A leaf with a sparse gradient.
 
@@ -34,33 +39,54 @@ class Table(NamedTuple):
         name: Its name.
         shape: Its shape.
         rows: The rows that take part in the update.
+        added: The number of rows of zeros that take part as well, whose results are dropped.
     """
 
     name: str
     shape: torch.Size
     rows: ListedRows
+    added: int
+
+    def gradient(self) -> Tensor:
+        """Return the rows of the gradient."""
+        return self._extended(self.rows.values)
 
     def rows_of(self, value: Any) -> Any:
         """Return the rows of a tensor that has one for each row of the leaf, or any other value as it is."""
         if not has_rows(value, self.shape[0]):
             return value
-        return value.index_select(0, self.rows.index)
+        return self._extended(value.index_select(0, self.rows.index))
+
+    def _extended(self, rows: Tensor) -> Tensor:
+        if not self.added:
+            return rows
+        return torch.cat([rows, rows.new_zeros((self.added, *rows.shape[1:]))])
 
     def with_rows(self, old: Any, rows: Any) -> Any:
         """Return a tensor with new rows; in place of any other value, the new one."""
         if not has_rows(old, self.shape[0]):
             return rows
-        return old.index_copy(0, self.rows.index, rows)
+        index = self.rows.index
+        dtype, rows = old.dtype, rows[: len(index)]
+        if dtype.itemsize == 1:  # torch copies bytes, but no codes of float8
+            old, rows = old.view(torch.uint8), rows.view(torch.uint8)
+        return old.index_copy(0, index, rows).view(dtype)
 
     def sparse(self, rows: Tensor) -> Tensor:
         """Return a sparse tensor with these rows."""
+        index = self.rows.index.clone()
         return torch.sparse_coo_tensor(
-            self.rows.index.clone()[None],
-            rows,
+            index[None],
+            rows[: len(index)],
             self.shape,
             is_coalesced=True,
             check_invariants=False,
         )
+
+
+def _missing_rows(count: int) -> int:
+    """Return how many rows a program with some rows does not have that runs other numbers of them, too."""
+    return max(1 << (count - 1).bit_length(), LEAST_ROWS) - count
 
 
 def computed(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
@@ -68,14 +94,18 @@ def computed(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
     return _plans.update(call) or _pure.update(call)
 
 
+@_torch.not_traced
 def update(
-    call: UpdateCall, compute: Callable[[UpdateCall], Any] = computed
+    call: UpdateCall,
+    compute: Callable[[UpdateCall], Any] = computed,
+    adds_rows: bool = True,
 ) -> tuple[Any, dict[str, Any]] | None:
     """Return the result of a call with sparse gradients; None if there are none, or if the definition refuses them.
 
     Args:
         call: The call.
         compute: Returns the result of a call without them.
+        adds_rows: Whether rows of zeros may take part, so that plans for other numbers of rows run this call.
 
     Raises:
         RuntimeError, ValueError: As in `check_takes_rows` and `ListedRows.of`.
@@ -84,7 +114,7 @@ def update(
         return None
     run = _begun(call)
     stages, opaque = run.stages, run.opaque
-    tables = _tables(call, run)
+    tables = _tables(call, run, adds_rows and not runs_eagerly())
     run.release()
     old = NestedState(call.state, stages)
 
@@ -93,16 +123,18 @@ def update(
             return values
         return {**values, **_of_tables(tables, values, Table.rows_of)}
 
-    updates, state = compute(
-        call._replace(
-            updates=_with(
-                call.updates, {table.name: table.rows.values for table in tables}
-            ),
-            state=old.rebuilt(rows_of_slot, {}, opaque),
-            params=_rows_of_tree(tables, call.params),
-            extras=_rows_of_extras(call, tables),
-        )
+    rows = call._replace(
+        updates=_with(call.updates, {table.name: table.gradient() for table in tables}),
+        state=old.rebuilt(rows_of_slot, {}, opaque),
+        params=_rows_of_tree(tables, call.params),
+        extras=_rows_of_extras(call, tables),
     )
+    try:
+        updates, state = compute(rows)
+    except (RuntimeError, IndexError, ValueError) as error:
+        if call.params is not None:
+            _pure.blame_state(call.tx, call.params, call.state, error)
+        raise
 
     def whole_slot(path: Path, key: str, values: Any) -> Any:
         before = old.tree(path).get(key)
@@ -158,7 +190,7 @@ def _begun(call: UpdateCall) -> TreeRun:
     return run
 
 
-def _tables(call: UpdateCall, run: TreeRun) -> list[Table]:
+def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[Table]:
     """Return the leaves with sparse gradients, whose operations may update their rows alone.
 
     Raises:
@@ -184,7 +216,8 @@ def _tables(call: UpdateCall, run: TreeRun) -> list[Table]:
         rows = ListedRows.of(what, gradient, param)
         if moving[name]:
             rows = rows.with_moving(moving[name])
-        tables.append(Table(name, gradient.shape, rows))
+        added = _missing_rows(len(rows.index)) if adds_rows else 0
+        tables.append(Table(name, gradient.shape, rows, added))
     return tables
 
 
