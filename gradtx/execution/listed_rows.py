@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.torch_names import not_traced
+from gradtx.base.torch_names import kept_from_dynamo
 from gradtx.execution.execute import Operation
 
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
@@ -104,6 +104,8 @@ def _is_in_order(index: Tensor) -> bool:
 
 def _nonzero_rows(slot: Tensor) -> Tensor:
     """Return the rows of a slot that are not 0, without memory of its size."""
+    if not slot.numel():
+        return torch.empty(0, dtype=torch.int64, device=slot.device)
     rows = slot.reshape(len(slot), -1)
     if rows.shape[1] == 1:
         return rows[:, 0].nonzero()[:, 0]
@@ -131,7 +133,7 @@ def _consists_of(tensor: Tensor, word: torch.dtype) -> bool:
     return is_whole and tensor.itemsize < word.itemsize
 
 
-@not_traced
+@kept_from_dynamo
 def with_rows_added(what: str, param: Tensor, update: Tensor) -> Tensor:
     """Return a parameter with a sparse update, rounded once to its dtype; other rows keep their bits.
 

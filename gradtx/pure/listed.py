@@ -27,7 +27,6 @@ from gradtx.pure import tree_run as _pure
 from gradtx.pure.tree_run import TreeRun, UpdateCall
 from gradtx.state.nested import NestedState
 
-
 # Leaves of few sizes have few plans: rows of zeros are added up to a power of two, at least this one.
 LEAST_ROWS = 16
 
@@ -94,7 +93,6 @@ def computed(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
     return _plans.update(call) or _pure.update(call)
 
 
-@_torch.not_traced
 def update(
     call: UpdateCall,
     compute: Callable[[UpdateCall], Any] = computed,
@@ -112,44 +110,67 @@ def update(
     """
     if are_strided(_tree.tensors(call.updates)) or _torch.inside_transform():
         return None
+    return _updated(call, compute, adds_rows and not runs_eagerly())
+
+
+@_torch.kept_from_dynamo
+def _updated(
+    call: UpdateCall, compute: Callable[[UpdateCall], Any], adds_rows: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Return the result of a call with sparse gradients."""
     run = _begun(call)
+    tables = _tables(call, run, adds_rows)
     stages, opaque = run.stages, run.opaque
-    tables = _tables(call, run, adds_rows and not runs_eagerly())
     run.release()
     old = NestedState(call.state, stages)
-
-    def rows_of_slot(path: Path, key: str, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {**values, **_of_tables(tables, values, Table.rows_of)}
-
-    rows = call._replace(
-        updates=_with(call.updates, {table.name: table.gradient() for table in tables}),
-        state=old.rebuilt(rows_of_slot, {}, opaque),
-        params=_rows_of_tree(tables, call.params),
-        extras=_rows_of_extras(call, tables),
-    )
+    rows = _call_of_rows(call, tables, old, opaque)
     try:
         updates, state = compute(rows)
     except (RuntimeError, IndexError, ValueError) as error:
         if call.params is not None:
             _pure.blame_state(call.tx, call.params, call.state, error)
         raise
-
-    def whole_slot(path: Path, key: str, values: Any) -> Any:
-        before = old.tree(path).get(key)
-        if not isinstance(values, dict) or not isinstance(before, dict):
-            return values
-        whole = {
-            table.name: table.with_rows(before.get(table.name), values[table.name])
-            for table in tables
-            if table.name in values
-        }
-        return {**values, **whole}
-
     of_tables = _of_tables(tables, _tree.named(updates), Table.sparse)
-    whole = NestedState(state, stages).rebuilt(whole_slot, {}, opaque)
-    return _with(updates, of_tables), whole
+    new = NestedState(state, stages)
+    return _with(updates, of_tables), _whole_state(tables, old, new, opaque)
+
+
+def _call_of_rows(
+    call: UpdateCall, tables: list[Table], old: NestedState, opaque: set[Path]
+) -> UpdateCall:
+    """Return a call for trees with the rows of tables in their place."""
+
+    def rows_of(path: Path, key: str, entry: Any) -> Any:
+        if not isinstance(entry, dict):  # a shared value
+            return entry
+        return {**entry, **_of_tables(tables, entry, Table.rows_of)}
+
+    gradients = {table.name: table.gradient() for table in tables}
+    return call._replace(
+        updates=_with(call.updates, gradients),
+        state=old.rebuilt(rows_of, {}, opaque),
+        params=_rows_of_tree(tables, call.params),
+        extras=_rows_of_extras(call, tables),
+    )
+
+
+def _whole_state(
+    tables: list[Table], old: NestedState, new: NestedState, opaque: set[Path]
+) -> dict[str, Any]:
+    """Return the old state of tables with their new rows, in the new state."""
+
+    def whole(path: Path, key: str, entry: Any) -> Any:
+        before = old.tree(path).get(key)
+        if not isinstance(entry, dict) or before is None:
+            return entry
+        slots = {
+            table.name: table.with_rows(before[table.name], entry[table.name])
+            for table in tables
+            if table.name in entry
+        }
+        return {**entry, **slots}
+
+    return new.rebuilt(whole, {}, opaque)
 
 
 def _of_tables(
@@ -245,8 +266,8 @@ def _check_codes(who: str, leaf: Leaf, operations: list[Operation]) -> None:
             # A code without parts is told by the size of a leaf, which has fewer rows here.
             if codec.sees_whole_leaf or packs_rows or not codec.suffixes:
                 raise RuntimeError(
-                    f"{who}: leaf {leaf.name!r} has a sparse gradient, but the code {codec.name!r} of its slot {slot!r} "
-                    f"is not one of rows; pass another state_dtype, such as 'int8', or {DENSE}"
+                    f"{who}: leaf {leaf.name!r} has a sparse gradient, but the code {codec.name!r} of its slot "
+                    f"{slot!r} is not one of rows; pass another state_dtype, such as 'int8', or {DENSE}"
                 )
 
 

@@ -787,7 +787,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
             raise TypeError(
                 f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
             )
-        if not are_strided([step]):
+        if step.layout is not torch.strided:
             what = f"apply_updates: the update of leaf {name!r}"
             sparse[name] = with_rows_added(what, param, step)
             continue
