@@ -31,7 +31,7 @@ from gradtx.state.nested import NestedState
 LEAST_ROWS = 16
 
 
-class Table(NamedTuple):
+class ListedTable(NamedTuple):
     """A leaf with a sparse gradient.
 
     Attributes:
@@ -130,32 +130,30 @@ def _updated(
         if call.params is not None:
             _pure.blame_state(call.tx, call.params, call.state, error)
         raise
-    of_tables = _of_tables(tables, _tree.named(updates), Table.sparse)
-    new = NestedState(state, stages)
-    return _with(updates, of_tables), _whole_state(tables, old, new, opaque)
+    sparse = _in_tree(tables, updates, ListedTable.sparse)
+    return sparse, _whole_state(tables, old, NestedState(state, stages), opaque)
 
 
 def _call_of_rows(
-    call: UpdateCall, tables: list[Table], old: NestedState, opaque: set[Path]
+    call: UpdateCall, tables: list[ListedTable], old: NestedState, opaque: set[Path]
 ) -> UpdateCall:
     """Return a call for trees with the rows of tables in their place."""
 
     def rows_of(path: Path, key: str, entry: Any) -> Any:
         if not isinstance(entry, dict):  # a shared value
             return entry
-        return {**entry, **_of_tables(tables, entry, Table.rows_of)}
+        return {**entry, **_of_tables(tables, entry, ListedTable.rows_of)}
 
-    gradients = {table.name: table.gradient() for table in tables}
     return call._replace(
-        updates=_with(call.updates, gradients),
+        updates=_in_tree(tables, call.updates, lambda table, _: table.gradient()),
         state=old.rebuilt(rows_of, {}, opaque),
-        params=_rows_of_tree(tables, call.params),
+        params=_in_tree(tables, call.params, ListedTable.rows_of),
         extras=_rows_of_extras(call, tables),
     )
 
 
 def _whole_state(
-    tables: list[Table], old: NestedState, new: NestedState, opaque: set[Path]
+    tables: list[ListedTable], old: NestedState, new: NestedState, opaque: set[Path]
 ) -> dict[str, Any]:
     """Return the old state of tables with their new rows, in the new state."""
 
@@ -174,7 +172,9 @@ def _whole_state(
 
 
 def _of_tables(
-    tables: list[Table], leaves: dict[str, Any], function: Callable[[Table, Any], Any]
+    tables: list[ListedTable],
+    leaves: dict[str, Any],
+    function: Callable[[ListedTable, Any], Any],
 ) -> dict[str, Any]:
     """Return what a function returns for each leaf that is a table and not None, by name."""
     return {
@@ -184,15 +184,12 @@ def _of_tables(
     }
 
 
-def _with(tree: Any, values: dict[str, Any]) -> Any:
-    """Return a tree with other values of some leaves."""
+def _in_tree(
+    tables: list[ListedTable], tree: Any, function: Callable[[ListedTable, Any], Any]
+) -> Any:
+    """Return a tree with what a function returns for each table that is in it."""
     leaves, unflatten = _tree.flatten_any(tree, "updates")
-    return unflatten({**leaves, **values})
-
-
-def _rows_of_tree(tables: list[Table], tree: Any) -> Any:
-    """Return a tree with the rows of tables in their place."""
-    return _with(tree, _of_tables(tables, _tree.named(tree), Table.rows_of))
+    return unflatten({**leaves, **_of_tables(tables, leaves, function)})
 
 
 # What takes part.
@@ -211,7 +208,7 @@ def _begun(call: UpdateCall) -> TreeRun:
     return run
 
 
-def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[Table]:
+def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[ListedTable]:
     """Return the leaves with sparse gradients, whose operations may update their rows alone.
 
     Raises:
@@ -230,7 +227,7 @@ def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[Table]:
         check_takes_rows(who, name, operations, "leaf")
         _check_codes(who, leaf, operations)
         moving[name] = list(_moving(leaf, operations))
-    tables: list[Table] = []
+    tables: list[ListedTable] = []
     for name, gradient in gradients.items():
         what = f"{who}: the gradient of leaf {name!r}"
         param = None if call.params is None else run.names[name]
@@ -238,7 +235,7 @@ def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[Table]:
         if moving[name]:
             rows = rows.with_moving(moving[name])
         added = _missing_rows(len(rows.index)) if adds_rows else 0
-        tables.append(Table(name, gradient.shape, rows, added))
+        tables.append(ListedTable(name, gradient.shape, rows, added))
     return tables
 
 
@@ -281,7 +278,7 @@ def _moving(leaf: Leaf, operations: list[Operation]) -> Iterator[Tensor]:
         yield slots[slot] if store is None else store.value_of(slot, slots, leaf)
 
 
-def _rows_of_extras(call: UpdateCall, tables: list[Table]) -> dict[str, Any]:
+def _rows_of_extras(call: UpdateCall, tables: list[ListedTable]) -> dict[str, Any]:
     """Return the extras of a call for the rows of tables."""
     kinds, _ = call.tx._requirements()
     extras = dict(call.extras)
@@ -295,11 +292,11 @@ def _rows_of_extras(call: UpdateCall, tables: list[Table]) -> dict[str, Any]:
             leaves = _tree.named(value)
             for table in tables:
                 _check_extra(extra, table, leaves.get(table.name))
-            extras[extra] = _rows_of_tree(tables, value)
+            extras[extra] = _in_tree(tables, value, ListedTable.rows_of)
     return extras
 
 
-def _check_extra(extra: str, table: Table, value: Any) -> None:
+def _check_extra(extra: str, table: ListedTable, value: Any) -> None:
     if isinstance(value, Tensor) and value.shape != table.shape:
         raise ValueError(
             f"{extra}: leaf {table.name!r} has shape {tuple(value.shape)}, needs {tuple(table.shape)}"

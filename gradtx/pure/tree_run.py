@@ -797,5 +797,5 @@ def apply_updates(params: Any, updates: Any) -> Any:
             raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
         changed[name] = param
     sums = added(list(changed.values()), [steps[name] for name in changed])
-    new = dict(zip(changed, sums, strict=True))
-    return unflatten({**by_name, **sparse, **new})
+    dense = dict(zip(changed, sums, strict=True))
+    return unflatten({**by_name, **sparse, **dense})
