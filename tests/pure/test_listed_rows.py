@@ -13,6 +13,8 @@ from torch import nn
 
 import gradtx
 from gradtx.pure import tree_plan
+from tests.conformance import all_cases, first_state, functions
+from tests.tiers import by_day
 
 ROWS, WIDTH = 12, 3
 ROUNDING = 1e-9  # of a few steps in float64, in another order
@@ -170,6 +172,29 @@ def test_where_a_sparse_gradient_lists_all_rows_it_is_a_dense_one():
         expected, expected_state = trained(tx, PARAMS, [{"table": dense, "bias": None}] * 2)
         assert_close(of_rows, expected)
         assert_close(slots_of(state), slots_of(expected_state))
+
+
+CASES = [
+    case
+    for case in all_cases()
+    if {*case.example.needs} <= {"params"} and not functions(case.example)
+    if case.factory.__module__ != "gradtx.links.pairs"  # these need two leaves
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@by_day("sgd*", "adamw*", "adagrad*", "lion", "muon", "scale_by_adam*", "trace*", "accumulate*", "skip*", "add_noise")
+def test_every_chain_steps_rows_as_its_optimizer_does_or_says_why_not(case):
+    tx, table = case.make(), {"table": PARAMS["table"]}
+    gradients = [{"table": of_step["table"]} for of_step in GRADIENTS]
+    if first_state(tx, table) is None:
+        return
+    try:
+        params, _ = trained(tx, table, gradients)
+    except RuntimeError as error:
+        assert "cannot update its rows alone" in str(error) or "is not one of rows" in str(error)  # noqa: PT017
+    else:
+        assert_close(params, stepped(tx, table, gradients))
 
 
 @settings(max_examples=25, deadline=None)
