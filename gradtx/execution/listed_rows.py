@@ -140,9 +140,9 @@ def with_rows_added(what: str, param: Tensor, update: Tensor) -> Tensor:
     Raises:
         RuntimeError, ValueError: As in `ListedRows.of`.
     """
-    index, values = ListedRows.of(what, update, param)
-    rows = param.index_select(0, index) + values
-    return param.index_copy(0, index, rows.to(param.dtype))
+    listed = ListedRows.of(what, update, param)
+    rows = param.index_select(0, listed.index) + listed.values
+    return param.index_copy(0, listed.index, rows.to(param.dtype))
 
 
 def check_takes_rows(

@@ -259,9 +259,10 @@ def _check_codes(who: str, leaf: Leaf, operations: list[Operation]) -> None:
             continue
         codecs = store.codecs_of(leaf.run.slots(operation.path, leaf), leaf)
         for slot, codec in codecs.items():
-            packs_rows = codec.packs > 1 and len(leaf.shape) == 1
+            shares = codec.block is not None or codec.packs > 1
+            is_vector = len(leaf.shape) == 1
             # A code without parts is told by the size of a leaf, which has fewer rows here.
-            if codec.sees_whole_leaf or packs_rows or not codec.suffixes:
+            if codec.sees_whole_leaf or (is_vector and shares) or not codec.suffixes:
                 raise RuntimeError(
                     f"{who}: leaf {leaf.name!r} has a sparse gradient, but the code {codec.name!r} of its slot "
                     f"{slot!r} is not one of rows; pass another state_dtype, such as 'int8', or {DENSE}"

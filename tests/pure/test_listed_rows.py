@@ -490,11 +490,12 @@ def test_a_link_that_calls_the_loss_at_other_weights_is_refused():
         tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, grad_fn=lambda params: GRADIENTS[0])
 
 
-def test_codes_of_whole_slots_are_refused():
-    tx = gradtx.adam(lr=0.1, state_dtype="factored")
-    params = {"w": noise(200, 64)}
-    with pytest.raises(RuntimeError, match="the code 'factored' of its slot 'exp_avg' is not one of rows"):
-        tx.update({"w": sparse([1], shape=(200, 64))}, tx.init(params), params)
+@pytest.mark.parametrize(("state_dtype", "shape"), [("factored", (200, 64)), ("int8", (5000,)), ("int4", (5000,))])
+def test_codes_that_several_rows_share_are_refused(state_dtype, shape):
+    tx = gradtx.adam(lr=0.1, state_dtype=state_dtype)
+    params = {"w": noise(*shape)}
+    with pytest.raises(RuntimeError, match=r"the code '\w+' of its slot 'exp_avg' is not one of rows"):
+        tx.update({"w": sparse([1], shape=shape)}, tx.init(params), params)
 
 
 def test_the_state_of_another_table_is_named_with_both_shapes():
