@@ -25,6 +25,7 @@ from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.pure import first_trees as _first_trees
 from gradtx.pure import graph_node as _graphs
+from gradtx.pure import listed as _listed
 from gradtx.pure import tree_plan as _tree_plans
 from gradtx.pure import tree_run as _pure
 
@@ -161,16 +162,29 @@ class GradientTransformation:
 
         Args:
             updates: A tree of gradients; a None leaf stays None and keeps its slots. A call without any gradient
-                changes nothing.
+                changes nothing. Of a sparse leaf, as `nn.Embedding(sparse=True)` returns it, the listed rows are
+                updated with the same rows of slots, and its update is sparse, too.
             state: The state returned by `init` or by the previous `update`.
             params: The parameters, required if `"params" in tx.needs`.
             **extras: `value` (the loss, 0-d), `value_fn` (params -> loss), `grad_fn` (params -> gradients),
                 `hessian_diag` (a tree), and any other extra that a link declares; see `needs`.
 
         Raises:
+            RuntimeError: If a leaf is sparse, and a link cannot update its rows alone.
             TypeError: If no link declares an extra that was passed, or if there is no `state`.
             ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
                 state belongs to another chain.
+
+        Example:
+            >>> tx = gradtx.sgd(lr=0.5)
+            >>> rows, values = torch.tensor([[2]]), torch.ones(1, 4)
+            >>> gradient = torch.sparse_coo_tensor(
+            ...     rows, values, (1000, 4), check_invariants=True
+            ... )
+            >>> state = tx.init(torch.zeros(1000, 4))
+            >>> update, state = tx.update(gradient, state)
+            >>> update.indices(), update.values()
+            (tensor([[2]]), tensor([[-0.5000, -0.5000, -0.5000, -0.5000]]))
         """
         around = ambient()
         if around is None:
@@ -190,6 +204,8 @@ class GradientTransformation:
         if "grad_sample" in kinds and "grad_sample" not in extras:
             call = _pure.with_examples(call)
         result = update(call)
+        if result is None and not is_traced:
+            result = _listed.update(call)
         return _pure.update(call) if result is None else result
 
     @_torch.assume_constant
@@ -825,7 +841,7 @@ def apply_updates(params: Tree, updates: Any) -> Tree:
     """Return `params + updates`, rounded once to the dtypes of `params`; a None update keeps the parameter.
 
     A parameter that is kept is the tensor in `params` itself: weights without gradients, such as those below adapters,
-    take no second copy.
+    take no second copy. Where an update is sparse, the other rows of the new parameter are those of the old one.
 
     Example:
         >>> gradtx.apply_updates(

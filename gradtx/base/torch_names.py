@@ -326,6 +326,18 @@ def not_traced(function: Function) -> Function:
     return disable(function)
 
 
+def kept_from_dynamo(function: Function) -> Function:
+    """Exclude a function from tracing as `not_traced` does, but do not import dynamo, which traces once it is there."""
+    untraced = not_traced(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        is_imported = "torch._dynamo" in sys.modules
+        return (untraced if is_imported else function)(*arguments, **options)
+
+    return call  # type: ignore[return-value]
+
+
 def with_own_code(function: Function) -> Function:
     """Give a function a code object of its own, because dynamo counts what it has compiled by code object.
 

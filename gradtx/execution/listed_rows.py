@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded
+from gradtx.base.torch_names import kept_from_dynamo
 from gradtx.execution.execute import Operation
 
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
@@ -105,6 +106,8 @@ def _is_in_order(index: Tensor) -> bool:
 
 def _nonzero_rows(slot: Tensor) -> Tensor:
     """Return the rows of a slot that are not 0, without memory of its size."""
+    if not slot.numel():
+        return torch.empty(0, dtype=torch.int64, device=slot.device)
     rows = slot.reshape(len(slot), -1)
     if rows.shape[1] == 1:
         return rows[:, 0].nonzero()[:, 0]
@@ -130,6 +133,18 @@ def _consists_of(tensor: Tensor, word: torch.dtype) -> bool:
     last, start = tensor.shape[-1] * tensor.itemsize, tensor.storage_offset()
     is_whole = not last % word.itemsize and not start * tensor.itemsize % word.itemsize
     return is_whole and tensor.itemsize < word.itemsize
+
+
+@kept_from_dynamo
+def with_rows_added(what: str, param: Tensor, update: Tensor) -> Tensor:
+    """Return a parameter with a sparse update, rounded once to its dtype; other rows keep their bits.
+
+    Raises:
+        RuntimeError, ValueError: As in `ListedRows.of`.
+    """
+    listed = ListedRows.of(what, update, param)
+    rows = param.index_select(0, listed.index) + listed.values
+    return param.index_copy(0, listed.index, rows.to(param.dtype))
 
 
 def check_takes_rows(

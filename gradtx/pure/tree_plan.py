@@ -90,11 +90,11 @@ def update(call: UpdateCall) -> Any:
     tensors = trees.present() if trees.absent else trees.tensors
     if layouts is None:
         return None
-    if records_gradients(tensors, hyperparameters.tensors):
-        return _recorded(call, trees, known, key)
     # First: torch's comparison ends the process if it meets a sparse tensor.
     if not are_dense(tensors):
         return None
+    if records_gradients(tensors, hyperparameters.tensors):
+        return _recorded(call, trees, known, key)
     plan = layouts.fitting(trees)
     is_new = plan is None
     if plan is None:

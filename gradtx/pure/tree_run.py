@@ -38,6 +38,7 @@ from gradtx.execution.extras import (
     check_extras_of,
     split_extras,
 )
+from gradtx.execution.listed_rows import with_rows_added
 from gradtx.execution.runs import Run, moved_along
 from gradtx.pure.structures import (
     UnsuitableError,
@@ -774,20 +775,27 @@ def apply_updates(params: Any, updates: Any) -> Any:
         if result is not None:
             return result
     by_name, unflatten = _tree.flatten(params, "params")
-    steps, _ = _tree.flatten(updates, "updates")
+    steps, _ = _tree.flatten_any(updates, "updates")
     _tree.check_names(steps, by_name, "updates", "params")
     changed: dict[str, Tensor] = {}
+    sparse: dict[str, Tensor] = {}
     for name, param in by_name.items():
         step = steps[name]
         if param is None or step is None:
             continue
-        if step.shape != param.shape:
-            shapes = f"{tuple(step.shape)}, but its parameter has {tuple(param.shape)}"
-            raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
         if step.is_complex() and not param.is_complex():
             raise TypeError(
                 f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
             )
+        if step.layout is not torch.strided:
+            what = f"apply_updates: the update of leaf {name!r}"
+            sparse[name] = with_rows_added(what, param, step)
+            continue
+        _tree.check_leaf(name, step, "updates")
+        if step.shape != param.shape:
+            shapes = f"{tuple(step.shape)}, but its parameter has {tuple(param.shape)}"
+            raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
         changed[name] = param
     sums = added(list(changed.values()), [steps[name] for name in changed])
-    return unflatten({**by_name, **dict(zip(changed, sums, strict=True))})
+    dense = dict(zip(changed, sums, strict=True))
+    return unflatten({**by_name, **sparse, **dense})

@@ -10,6 +10,7 @@ from torch import Tensor
 from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf
+from gradtx.pure.listed import update as update_rows
 from gradtx.pure.tree_run import UpdateCall, update
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.watching.figures import FIGURES, SUMS
@@ -69,7 +70,12 @@ def _measured_update(call: UpdateCall) -> tuple[Any, dict[str, Any], Measured]:
         return links_by_stage(call.tx, leaf.run.stages)
 
     observer = LinkObserver(links_of)
-    updates, state = update(call, observer)
+
+    def observed(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
+        return update(call, observer)
+
+    of_rows = update_rows(call, observed, adds_rows=False)
+    updates, state = observed(call) if of_rows is None else of_rows
     seen: Measured = {}
     for (leaf, link), row in observer.rows.items():
         assert isinstance(leaf, str)  # each is measured alone

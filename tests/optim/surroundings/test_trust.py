@@ -312,10 +312,16 @@ def test_a_link_that_reads_the_loss_refuses_what_is_none():
         optimizer.step(lambda: (torch.tensor(1.0), "logits"))
 
 
-def test_a_sparse_gradient_in_pure_use_is_named_with_the_remedy():
-    tx, params = gradtx.sgd(lr=0.1), {"w": torch.ones(3)}
-    sparse = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.tensor([1.0]), (3,), check_invariants=True)
-    with pytest.raises(TypeError, match=r"updates: leaf 'w' has layout torch.sparse_coo, .*; call to_dense\(\)"):
+def test_a_sparse_gradient_in_pure_use_updates_its_rows_or_is_refused_with_the_remedy():
+    params = {"w": torch.ones(3, 2)}
+    sparse = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 2), (3, 2), check_invariants=True)
+    tx = gradtx.sgd(lr=0.5)
+    updates, _ = tx.update({"w": sparse}, tx.init(params), params)
+    assert gradtx.apply_updates(params, updates)["w"].tolist() == [[0.5, 0.5], [1, 1], [1, 1]]
+    tx = gradtx.muon(lr=0.1)
+    with pytest.raises(
+        RuntimeError, match=r"muon: leaf 'w' has a sparse gradient, .* in a partition, or call to_dense\(\)"
+    ):
         tx.update({"w": sparse}, tx.init(params), params)
 
 
