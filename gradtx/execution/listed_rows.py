@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,8 +55,12 @@ class ListedRows(NamedTuple):
                 )
         return cls(index, gradient.values())
 
-    def with_moving(self, slots: Iterable[Tensor]) -> ListedRows:
-        """Return these rows and those in which some slot is not 0, whose gradient is 0."""
+    def with_moving(self, slots: Iterable[Tensor | Iterable[Tensor]]) -> ListedRows:
+        """Return these rows and those in which some slot is not 0, whose gradient is 0.
+
+        Args:
+            slots: Slots; of a coded one, its decoded rows, part by part.
+        """
         moving = [_nonzero_rows(slot) for slot in slots]
         index = torch.cat([self.index, *moving]).unique()
         if len(index) == len(self.index):
@@ -101,11 +106,20 @@ def _is_in_order(index: Tensor) -> bool:
     return bool((index[1:] > index[:-1]).all())
 
 
-def _nonzero_rows(slot: Tensor) -> Tensor:
+def _nonzero_rows(slot: Tensor | Iterable[Tensor]) -> Tensor:
     """Return the rows of a slot that are not 0, without memory of its size."""
-    rows = slot.reshape(len(slot), -1)
-    if rows.shape[1] == 1:
-        return rows[:, 0].nonzero()[:, 0]
+    found: list[Tensor] = []
+    start = 0
+    for part in [slot] if isinstance(slot, Tensor) else slot:
+        found.append(_nonzero_rows_of(part) + start)
+        start += len(part)
+    return torch.cat(found)
+
+
+def _nonzero_rows_of(part: Tensor) -> Tensor:
+    rows = part.reshape(len(part), math.prod(part.shape[1:]))
+    if rows.shape[1] < 2:  # a norm of no entries is not defined
+        return rows.nonzero()[:, 0]
     return torch.linalg.vector_norm(rows, torch.inf, dim=1).nonzero()[:, 0]
 
 
@@ -115,6 +129,8 @@ WORDS = (torch.complex128, torch.float64)
 
 def put_rows(tensor: Tensor, index: Tensor, rows: Tensor) -> None:
     """Write rows into a tensor in place, without a graph."""
+    if tensor.itemsize == 1:  # torch copies no rows of float8
+        tensor, rows = tensor.view(torch.uint8), rows.view(torch.uint8)
     if tensor.ndim > 1 and tensor.is_contiguous() and rows.is_contiguous():
         for word in WORDS:
             if _consists_of(tensor, word) and _consists_of(rows, word):
@@ -125,8 +141,9 @@ def put_rows(tensor: Tensor, index: Tensor, rows: Tensor) -> None:
 
 def _consists_of(tensor: Tensor, word: torch.dtype) -> bool:
     """Whether a contiguous tensor can be seen as wider words."""
-    last, start = tensor.shape[-1] * tensor.itemsize, tensor.storage_offset()
-    is_whole = not last % word.itemsize and not start * tensor.itemsize % word.itemsize
+    # The strides of dimensions of size 1 may be any.
+    entries = tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1]
+    is_whole = not any(count * tensor.itemsize % word.itemsize for count in entries)
     return is_whole and tensor.itemsize < word.itemsize
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradtx.execution.execute import Operation
 from gradtx.execution.listed_rows import (
+    DENSE,
     ListedRows,
     check_takes_rows,
     has_rows,
@@ -50,9 +51,11 @@ class ListedMember(Member):
         what = f"{who}: the gradient of parameter {table.name!r}"
         gradient: Any = table.param.grad
         rows = ListedRows.of(what, gradient, table.param)
+        _check_codes(who, table)
         keys = table.layout.slots
         moving = [
-            table.state[keys[path][slot]] for path, slot in moving_slots(operations)
+            _slot_in_parts(table, keys[path][slot])
+            for path, slot in moving_slots(operations)
         ]
         if moving:
             rows = rows.with_moving(moving)
@@ -95,6 +98,34 @@ class ListedMember(Member):
             else:
                 table.state[key] = value
         table.count, table.device_count = self.count, self.device_count
+
+
+def _check_codes(who: str, table: Member) -> None:
+    """Check that rows of coded slots can be decoded without the others.
+
+    Raises:
+        RuntimeError: If rows share scales, bytes or factors.
+    """
+    for key, codec in table.layout.coded_keys.items():
+        shares = codec.block is not None or codec.packs > 1
+        is_vector = table.state[key].ndim < 2
+        if codec.sees_whole_leaf or (is_vector and shares):
+            raise RuntimeError(
+                f"{who}: parameter {table.name!r} has a sparse gradient, but in the code {codec.name!r}, its slot "
+                f"{key!r} cannot be decoded row by row; choose another state_dtype for it, or {DENSE}"
+            )
+
+
+def _slot_in_parts(table: Member, key: str) -> Iterable[Tensor] | Tensor:
+    """Return a slot; of a coded one, its decoded rows, part by part."""
+    codec = table.layout.coded_keys.get(key)
+    if codec is None:
+        return table.state[key]
+    packed = {
+        suffix: table.state[f"{key}.{suffix}" if suffix else key]
+        for suffix in codec.extents
+    }
+    return codec.unpacked_parts(packed, tuple(table.param.shape))
 
 
 def listed_states(
