@@ -41,18 +41,13 @@ class ListedRows(NamedTuple):
         """
         _check(what, gradient, param)
         gradient = gradient.detach()
+        # Before torch reads them: a negative one may end the process.
+        _check_range(what, gradient._indices()[0], len(gradient))
         # A tensor that claims to be coalesced need not be.
         if gradient.is_coalesced() and not _is_in_order(gradient.indices()[0]):
             gradient = gradient._coalesced_(False)
         gradient = gradient.coalesce()
         index = gradient.indices()[0]
-        if len(index):
-            first, last = index[:: max(len(index) - 1, 1)][[0, -1]].tolist()
-            if first < 0 or last >= len(gradient):
-                raise ValueError(
-                    f"{what} lists row {first if first < 0 else last}, but its parameter has rows 0 to "
-                    f"{len(gradient) - 1}"
-                )
         return cls(index, gradient.values())
 
     def with_moving(self, slots: Iterable[Tensor | Iterable[Tensor]]) -> ListedRows:
@@ -99,6 +94,21 @@ def _check(what: str, gradient: Tensor, param: Tensor | None) -> None:
     if gradient.device != param.device:
         raise ValueError(
             f"{what} is on {gradient.device}, but its parameter is on {param.device}"
+        )
+
+
+def _check_range(what: str, index: Tensor, count: int) -> None:
+    """Check that rows are among the `count` rows of a parameter.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not len(index):
+        return
+    first, last = torch.stack(index.aminmax()).tolist()
+    if first < 0 or last >= count:
+        raise ValueError(
+            f"{what} lists row {first if first < 0 else last}, but its parameter has rows 0 to {count - 1}"
         )
 
 
