@@ -161,8 +161,8 @@ class Step:
         self.counts = StepCounts(core, self.every, self.device, scaling)
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
-        if self._has_sparse:
-            self._take_rows()
+        if self._has_sparse and self.begins_with_all:
+            self.members = self._with_listed(self.members)
         if traits.checks_extras:
             check_extras_of(self.leaves.without_values(self.members))
 
@@ -193,10 +193,7 @@ class Step:
 
     def _new_run(self) -> OptimizerRun:
         core = self.core
-        states: Mapping[Any, State] = core.states.by_param
-        if self.listed:
-            states = listed_states(states, self.listed)
-        run = self.run_type(states, self.by_param, initial=False)
+        run = self.run_type(self._states(), self.by_param, initial=False)
         run.functions = self.extras
         run.team = core.members.replicas
         run.known_extras = core.traits.known_extras
@@ -282,12 +279,13 @@ class Step:
                 ) from error
         return have_gradients
 
-    def _take_rows(self) -> None:
-        """Let the rows that sparse gradients list step in place of their parameters."""
+    def _with_listed(self, members: list[Member]) -> list[Member]:
+        """Let the rows that sparse gradients list step in place of their parameters, and return all that step."""
         core = self.core
-        _check_sparse(core, self.device)
-        tables = [x for x in self.members if _is_sparse(x.param.grad)]
-        check_fits(core, tables)
+        tables = [x for x in members if _is_sparse(x.param.grad)]
+        if tables:
+            _check_sparse(core, self.device)
+            check_fits(core, tables)
         listed = []
         for table in tables:
             outline = core.members.outline(self.groups[table.group])
@@ -297,7 +295,14 @@ class Step:
                 listed.append(ListedMember.of(self._who, table, operations))
         in_place_of = {id(member.table): member for member in listed}
         self.listed = listed
-        self.members = [in_place_of.get(id(x), x) for x in self.members]
+        if self.made_run is not None:
+            self.made_run.state = self._states()
+        return [in_place_of.get(id(x), x) for x in members]
+
+    def _states(self) -> Mapping[Any, State]:
+        """Return the states of all parameters, and of listed rows."""
+        states: Mapping[Any, State] = self.core.states.by_param
+        return listed_states(states, self.listed) if self.listed else states
 
     def _with_slots(self) -> list[Member]:
         return [x for x in self.every if x.state and x.layout.keys]
