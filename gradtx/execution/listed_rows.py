@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from gradtx.execution.execute import Operation
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
 
 
-class ListedRows(NamedTuple):
+@dataclass(frozen=True)
+class ListedRows:
     """The rows that a sparse gradient lists.
 
     Attributes:

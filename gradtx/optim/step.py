@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class Step:
     run_type = OptimizerRun
     begins_with_all = True  # whether all gradients are there when it begins
     made_run: OptimizerRun | None = None
-    listed: list[ListedMember] = []
+    listed: Sequence[ListedMember] = ()
     _leaves: StepLeaves | None = None
     _has_sparse = False
 
@@ -416,7 +416,7 @@ class Step:
         core, traits = self.core, self.core.traits
         bundles: list[Any] = []
         rest = self.rows if self.members else []
-        listed: list[Any] = self.listed
+        listed: list[Any] = [*self.listed]
         if listed:
             tables = {id(member.table) for member in self.listed}
             rest = [member for member in rest if id(member) not in tables]

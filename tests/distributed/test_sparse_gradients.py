@@ -1,4 +1,4 @@
-"""Sparse gradients of tables that every process has: averaged by DistributedDataParallel, beside owners, and refused."""
+"""Sparse gradients of tables that every process has: averaged by DistributedDataParallel, or beside owners."""
 
 import pytest
 import torch
