@@ -193,7 +193,10 @@ class Step:
 
     def _new_run(self) -> OptimizerRun:
         core = self.core
-        run = self.run_type(self._states(), self.by_param, initial=False)
+        states: Mapping[Any, State] = core.states.by_param
+        if self.listed:
+            states = listed_states(states, self.listed)
+        run = self.run_type(states, self.by_param, initial=False)
         run.functions = self.extras
         run.team = core.members.replicas
         run.known_extras = core.traits.known_extras
@@ -296,13 +299,8 @@ class Step:
         in_place_of = {id(member.table): member for member in listed}
         self.listed = listed
         if self.made_run is not None:
-            self.made_run.state = self._states()
+            self.made_run.state = listed_states(core.states.by_param, listed)
         return [in_place_of.get(id(x), x) for x in members]
-
-    def _states(self) -> Mapping[Any, State]:
-        """Return the states of all parameters, and of listed rows."""
-        states: Mapping[Any, State] = self.core.states.by_param
-        return listed_states(states, self.listed) if self.listed else states
 
     def _with_slots(self) -> list[Member]:
         return [x for x in self.every if x.state and x.layout.keys]
