@@ -429,8 +429,9 @@ class Step:
                     bundles += of_engine
                 elif not self.members or listed:
                     engine.note_idle_step()
-                of_engine, listed = engine.bundles(self, listed, kept_as="listed")
-                bundles += of_engine
+                if listed:
+                    of_engine, listed = engine.bundles(self, listed, kept_as="listed")
+                    bundles += of_engine
         alone = rest if self.all_have_gradients else self._alone(bundles, rest)
         alone = [*alone, *listed]
         if traits.agree and len(self.groups) > 1:
