@@ -367,6 +367,7 @@ __all__ = [
     "lamb",
     "laprop",
     "lars",
+    "lazy_rows",
     "lbfgs",
     "ldog",
     "learning_rate",
@@ -2144,6 +2145,12 @@ def lars(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def lazy_rows(
+    tx: GradientTransformation,
+    catch_up: bool = False,
+    *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lbfgs(

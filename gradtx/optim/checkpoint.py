@@ -109,9 +109,10 @@ def _remedy(checkpoint: Mapping[str, Any]) -> str:
 
 
 def _check_slot(what: str, value: Any) -> None:
-    """Raise an error unless a value can be a slot: a tensor or a number."""
+    """Raise an error unless a value can be a slot: a dense tensor, a number, or the rows that torch's SGD saves."""
     if isinstance(value, Tensor):
-        if value.is_nested or value.is_quantized or value.is_meta:
+        is_odd = value.layout not in (torch.strided, torch.sparse_coo)
+        if value.is_nested or value.is_quantized or value.is_meta or is_odd:
             raise TypeError(
                 f"{what} must be a dense tensor with values, got another one"
             )
@@ -126,13 +127,17 @@ def _check_slot(what: str, value: Any) -> None:
 
 
 def _dense(entry: Entry) -> Entry:
-    """Return an entry whose tensors are dense: torch.optim.SGD keeps a sparse momentum of sparse gradients."""
-    if not any(isinstance(x, Tensor) and x.is_sparse for x in entry.values()):
+    """Return an entry whose slots are dense; torch's SGD keeps momentum of sparse gradients in sparse ones."""
+    if not any(_is_sparse(value) for value in entry.values()):
         return entry
     return {
-        key: value.to_dense() if isinstance(value, Tensor) else value
+        key: value.to_dense() if _is_sparse(value) else value
         for key, value in entry.items()
     }
+
+
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_sparse
 
 
 class Checkpoint:

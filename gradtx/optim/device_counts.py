@@ -66,6 +66,8 @@ class Scaling:
         for param in params:
             if param.grad is not None:
                 gradient = local(param.grad).detach()
+                if gradient.is_sparse:  # its own memory
+                    gradient = gradient._values()
                 gradients_of_kind[gradient.device, gradient.dtype].append(gradient)
         for (device, _), gradients in gradients_of_kind.items():
             inverse, _ = self.on(device)

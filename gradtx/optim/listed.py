@@ -58,7 +58,8 @@ class ListedMember(Member):
         rows = ListedRows.of(what, gradient, table.param)
         keys = table.layout.slots
         moving = [
-            table.state[keys[path][slot]] for path, slot in moving_slots(operations)
+            _slot_in_parts(table, keys[path][slot])
+            for path, slot in moving_slots(operations)
         ]
         if moving:
             rows = rows.with_moving(moving)
@@ -132,6 +133,18 @@ def _check_codes(who: str, table: Member) -> None:
                 f"{who}: parameter {table.name!r} has a sparse gradient, but the code {codec.label!r} of its slot "
                 f"{key!r} covers several rows; omit state_dtype for it, or {DENSE}"
             )
+
+
+def _slot_in_parts(table: Member, key: str) -> Iterable[Tensor] | Tensor:
+    """Return a slot; of a coded one, its decoded rows, part by part."""
+    codec = table.layout.coded_keys.get(key)
+    if codec is None:
+        return table.state[key]
+    packed = {
+        suffix: table.state[f"{key}.{suffix}" if suffix else key]
+        for suffix in codec.extents
+    }
+    return codec.unpacked_parts(packed, tuple(table.param.shape))
 
 
 def listed_states(

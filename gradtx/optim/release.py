@@ -76,7 +76,7 @@ class OpenStep(Step):
         self._prepare(member)
         self.all_have_gradients = True
         self.arrived.add(member)
-        eager = [member]
+        eager = self._with_listed([member])
         bundles = []
         for engine in self.core.back_ends:
             if eager:
@@ -97,7 +97,8 @@ class OpenStep(Step):
             if member not in self.arrived and member.param.grad is not None:
                 self._prepare(member)
         self.rows = [x for x in self._with_slots() if x not in self.arrived]
-        self.members, self.all_have_gradients = self._stepping()
+        members, self.all_have_gradients = self._stepping()
+        self.members = self._with_listed(members)
         super().apply()
 
 

@@ -161,8 +161,8 @@ class Step:
         self.counts = StepCounts(core, self.every, self.device, scaling)
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
-        if self._has_sparse:
-            self._take_rows()
+        if self._has_sparse and self.begins_with_all:
+            self.members = self._with_listed(self.members)
         if traits.checks_extras:
             check_extras_of(self.leaves.without_values(self.members))
 
@@ -282,12 +282,13 @@ class Step:
                 ) from error
         return have_gradients
 
-    def _take_rows(self) -> None:
-        """Let the rows that sparse gradients list step in place of their parameters."""
+    def _with_listed(self, members: list[Member]) -> list[Member]:
+        """Let the rows that sparse gradients list step in place of their parameters, and return all that step."""
         core = self.core
-        _check_sparse(core, self.device)
-        tables = [x for x in self.members if _is_sparse(x.param.grad)]
-        check_fits(core, tables)
+        tables = [x for x in members if _is_sparse(x.param.grad)]
+        if tables:
+            _check_sparse(core, self.device)
+            check_fits(core, tables)
         listed = []
         for table in tables:
             outline = core.members.outline(self.groups[table.group])
@@ -297,7 +298,9 @@ class Step:
                 listed.append(ListedMember.of(self._who, table, operations))
         in_place_of = {id(member.table): member for member in listed}
         self.listed = listed
-        self.members = [in_place_of.get(id(x), x) for x in self.members]
+        if self.made_run is not None:
+            self.made_run.state = listed_states(core.states.by_param, listed)
+        return [in_place_of.get(id(x), x) for x in members]
 
     def _with_slots(self) -> list[Member]:
         return [x for x in self.every if x.state and x.layout.keys]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from gradtx.base.errors import Path, lacking
 from gradtx.base.plain import are_strided
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.extras import FUNCTION_KINDS, FUNCTIONS, is_by_leaf
+from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.execution.listed_rows import (
     DENSE,
     ListedRows,
@@ -221,6 +222,7 @@ def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[ListedTable
         if gradient is not None and not are_strided([gradient])
     }
     moving: dict[str, list[Tensor]] = {}
+    adds_rows = adds_rows and _adds_nothing(run.route.walk())
     for name, gradient in gradients.items():
         leaf = _outline(run, name, gradient)
         operations = run.route.for_leaf(leaf)
@@ -237,6 +239,13 @@ def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[ListedTable
         added = _missing_rows(len(rows.index)) if adds_rows else 0
         tables.append(ListedTable(name, gradient.shape, rows, added))
     return tables
+
+
+def _adds_nothing(operations: Iterable[Operation]) -> bool:
+    """Whether rows of zeros add nothing to sums: these are sums of gradients, which no link has changed."""
+    rules = [x for x in operations if isinstance(x, RuleOperation)]
+    have_sums = [operation.traits.has_sums for operation in rules]
+    return have_sums == sorted(have_sums, reverse=True)  # those with sums come first
 
 
 def _outline(run: TreeRun, name: str, gradient: Tensor) -> Leaf:
@@ -259,10 +268,8 @@ def _check_codes(who: str, leaf: Leaf, operations: list[Operation]) -> None:
             continue
         codecs = store.codecs_of(leaf.run.slots(operation.path, leaf), leaf)
         for slot, codec in codecs.items():
-            shares = codec.block is not None or codec.packs > 1
-            is_vector = len(leaf.shape) == 1
             # A code without parts is told by the size of a leaf, which has fewer rows here.
-            if codec.sees_whole_leaf or (is_vector and shares) or not codec.suffixes:
+            if not (codec.codes_rows_alone(len(leaf.shape)) and codec.suffixes):
                 raise RuntimeError(
                     f"{who}: leaf {leaf.name!r} has a sparse gradient, but the code {codec.name!r} of its slot "
                     f"{slot!r} is not one of rows; pass another state_dtype, such as 'int8', or {DENSE}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -273,18 +273,25 @@ class Codec:
         if len(parts) < 2:
             return self.unpack(packed, shape)
         values: Tensor | None = None
-        for part in parts:
-            of_part = {
-                suffix: tensor[self._stored_part(suffix, part, shape)]
-                for suffix, tensor in packed.items()
-            }
-            count = part.stop - part.start
-            decoded = self.unpack(of_part, (count, *shape[1:]))
+        for part, decoded in zip(
+            parts, self.unpacked_parts(packed, shape), strict=True
+        ):
             if values is None:
                 values = decoded.new_empty(tuple(shape))
             values[part] = decoded
         assert values is not None
         return values
+
+    def unpacked_parts(
+        self, packed: dict[str, Tensor], shape: Shape
+    ) -> Iterator[Tensor]:
+        """Decode ranges of rows, one after another, of a code that does not see the whole leaf."""
+        for part in self._parts_of(shape):
+            of_part = {
+                suffix: tensor[self._stored_part(suffix, part, shape)]
+                for suffix, tensor in packed.items()
+            }
+            yield self.unpack(of_part, (part.stop - part.start, *shape[1:]))
 
     def _parts_of(self, shape: Shape) -> list[slice]:
         """Return ranges of rows, or of whole blocks of a vector, that are coded alone; none if the code sees more."""

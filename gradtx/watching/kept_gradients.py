@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import is_sharded
+from gradtx.optim.listed import ListedMember
 from gradtx.optim.step import Step
 from gradtx.watching.observer import samples_of
 
@@ -20,6 +21,7 @@ class StepGradients:
     """The gradients of a step, as far as they tell whether those of an earlier step were reset in between.
 
     A backward pass adds to a gradient that is there by one write; to reset it is another, or makes another tensor.
+    Sparse gradients, whose rows are copies, are left out.
 
     Args:
         step: The step.
@@ -31,10 +33,11 @@ class StepGradients:
 
     def __init__(self, step: Step, call: int):
         self.call = call
-        self._count = len(step.members)
+        members = [m for m in step.members if not isinstance(m, ListedMember)]
+        self._count = len(members)
         self._of: dict[str, tuple[weakref.ref[Tensor], int, Tensor]] = {}
         grads: dict[str, Tensor] = {}
-        for member in step.members:
+        for member in members:
             grad = member.param.grad
             if grad is not None and not is_sharded(grad):
                 grads[member.name] = grad

@@ -16,6 +16,7 @@ from gradtx.base.errors import Path
 from gradtx.base.plain import is_usual
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.leaf_rule import RuleCall, RuleOperation
+from gradtx.optim.listed import ListedMember
 from gradtx.watching.figures import STEP, LeafSums, Measured, Row, holds
 from gradtx.watching.links import Link, without_eps
 
@@ -265,7 +266,12 @@ class LinkObserver:
         return row
 
     def _last_sample_of(self, leaf: Leaf) -> Tensor | None:
-        """Return the sample of the last weights of a leaf, or of leaves, one after another; None if it is unknown."""
+        """Return the sample of the last weights of a leaf, or of leaves, one after another; None if it is unknown.
+
+        It is that of all rows, of which a sparse gradient lists others in each step.
+        """
+        if isinstance(leaf.key, ListedMember):
+            return None
         names = self._together.get(leaf.name)
         if names is None:
             return self._last.get(leaf.name)

@@ -17,6 +17,7 @@ from gradtx.base.exact import Schedule, python_scalar
 from gradtx.base.inputs import check_count
 from gradtx.base.messages import describe
 from gradtx.execution.execute import Leaf
+from gradtx.optim.listed import ListedMember
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.optim.step import Step
 from gradtx.watching.alike import StepLinks
@@ -58,7 +59,7 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
 
     The row "step" is that of the whole chain: from gradient to update, also with `lost`, the share of moving entries
     whose weight rounds to what it was, and `cos_last`, the cosine with the update of the step before, in a sample of
-    4096 entries of each leaf.
+    4096 entries of each leaf. Of a leaf with a sparse gradient, the rows that step are measured, and no `cos_last`.
 
     A measured step holds the temporary memory of a few leaves more than other steps, and these samples. Where a link
     needs a sum over all leaves behind a rule with state, as a clip behind LAMB, it also holds the new state of all
@@ -297,8 +298,12 @@ def _by_link(
 
 
 def _weights_of(step: Step) -> dict[str, Tensor]:
-    """Return a sample of the weights of each leaf."""
-    members = [member for member in step.members if not is_lazy(member.param)]
+    """Return a sample of the weights of each leaf that does not have a sparse gradient."""
+    members = [
+        member
+        for member in step.members
+        if not is_lazy(member.param) and not isinstance(member, ListedMember)
+    ]
     samples = samples_of([member.param for member in members])
     return {m.name: sample for m, sample in zip(members, samples, strict=True)}
 

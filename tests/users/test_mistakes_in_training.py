@@ -99,14 +99,17 @@ def of_another_shape(scene):
         weight.grad = gradient
 
 
-def of_a_sparse_embedding(scene):
-    weight = scene.model[0].weight
-    gradient = weight.grad
-    weight.grad = gradient.to_sparse()
-    try:
-        scene.optimizer.step()
-    finally:
-        weight.grad = gradient
+def with_sparse_dims(number):
+    def with_a_sparse_gradient(scene):
+        weight = scene.model[0].weight
+        gradient = weight.grad
+        weight.grad = gradient.to_sparse(number)
+        try:
+            scene.optimizer.step()
+        finally:
+            weight.grad = gradient
+
+    return with_a_sparse_gradient
 
 
 def with_adam_of(*layers):
@@ -180,7 +183,13 @@ STEPS = {
         gradtx.adahessian(),
     ),
     "a step in evaluation mode": ("evaluation weights", r"call optimizer\.train\(\)", while_evaluating, AVERAGED),
-    "a sparse gradient": ("'0.weight' has a sparse gradient", r"to_dense\(\)", of_a_sparse_embedding),
+    "a gradient of single entries": ("'0.weight' is sparse in 2 dimensions", r"to_dense\(\)", with_sparse_dims(2)),
+    "rows of a gradient for a rule of whole leaves": (
+        "'0.weight' has a sparse gradient, but scale_by_trust_ratio",
+        r"sparse_adam in a partition, or call to_dense\(\)",
+        with_sparse_dims(1),
+        gradtx.lamb(),
+    ),
     "weights of another shape": (
         r"'0.weight' is .* of shape \(5, 3\).* created for .* of shape \(8, 3\)",
         r"optimizer\.state\.pop\(param\)",

@@ -184,15 +184,34 @@ def test_a_number_that_is_out_of_range_is_an_error_before_a_warm_step_writes_any
     assert optimizer.state[params[0]]["step"] == 4
 
 
-def test_a_sparse_gradient_before_a_warm_step_is_an_error():
+def test_a_sparse_gradient_before_a_warm_step_steps_its_rows_alone():
+    params = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    optimizer = gradtx.optim.AdamW(params)
+    for param in params:
+        param.grad = torch.ones(3, 2)
+    for _ in range(3):
+        optimizer.step()
+    before = params[0].detach().clone()
+    params[0].grad = torch.ones(3, 2)[:2].to_sparse(1).sparse_resize_((3, 2), 1, 1)
+    optimizer.step()
+    torch.testing.assert_close(params[0][:2], params[1][:2], rtol=0, atol=0)
+    torch.testing.assert_close(params[0][2], before[2], rtol=0, atol=0)
+    assert [optimizer.state[param]["step"] for param in params] == [4, 4]
+    params[0].grad = torch.ones(3, 2)
+    optimizer.step()
+    assert [optimizer.state[param]["step"] for param in params] == [5, 5]
+
+
+def test_a_sparse_gradient_before_a_warm_step_of_a_rule_for_whole_leaves_is_an_error():
     param = torch.nn.Parameter(torch.ones(3, 2))
-    optimizer = gradtx.optim.AdamW([param])
+    optimizer = gradtx.optim.Muon([param])
     param.grad = torch.ones(3, 2)
     for _ in range(3):
         optimizer.step()
-    param.grad = torch.ones(3, 2).to_sparse()
+    param.grad = torch.ones(3, 2).to_sparse(1)
     with pytest.raises(RuntimeError, match="sparse gradient"):
         optimizer.step()
+    assert optimizer.state[param]["step"] == 3
 
 
 def test_a_bundle_that_fails_in_a_warm_step_is_counted_as_not_done(monkeypatch):
