@@ -327,22 +327,12 @@ def test_slots_may_be_stored_in_fewer_bits(state_dtype, momentum):
     }
 
 
-def test_extras_by_leaf_are_those_of_the_rows():
-    @gradtx.per_tensor(elementwise=True, extras={"hessian_diag": "leaf"})
-    def divided():
-        def update(update, state, param, ctx):
-            return -update / ctx.hessian_diag, state
-
-        return None, update
-
-    diagonal = {"table": noise(ROWS, WIDTH, seed=7).abs() + 1, "bias": noise(5, seed=8).abs() + 1}
-    tx = divided()
-    updates, _ = tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, hessian_diag=diagonal)
-    assert_close(updates["table"].to_dense(), -GRADIENTS[0]["table"].to_dense() / diagonal["table"])
-    assert_close(updates["bias"], -GRADIENTS[0]["bias"] / diagonal["bias"])
-    wrong = {**diagonal, "table": torch.ones(3, WIDTH)}
-    with pytest.raises(ValueError, match=r"hessian_diag: leaf 'table' has shape \(3, 3\), needs \(12, 3\)"):
-        tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, hessian_diag=wrong)
+def test_rules_that_read_another_tensor_of_the_leaf_are_refused():
+    tx = gradtx.chain(gradtx.scale_by_sophia(), gradtx.scale_by_learning_rate(0.1))
+    diagonal = {name: torch.ones_like(leaf) for name, leaf in PARAMS.items()}
+    state = tx.init(PARAMS)
+    with pytest.raises(RuntimeError, match="leaf 'table' has a sparse gradient, but scale_by_sophia cannot .* besides"):
+        tx.update(GRADIENTS[0], state, PARAMS, hessian_diag=diagonal)
 
 
 # Other entry points.
