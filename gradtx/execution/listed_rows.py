@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,8 @@ from gradtx.execution.execute import Operation
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
 
 
-class ListedRows(NamedTuple):
+@dataclass(frozen=True)
+class ListedRows:
     """The rows that a sparse gradient lists.
 
     Attributes:
@@ -41,22 +44,21 @@ class ListedRows(NamedTuple):
         """
         _check(what, gradient, param)
         gradient = gradient.detach()
+        # Before torch reads them: a negative one may end the process.
+        _check_range(what, gradient._indices()[0], len(gradient))
         # A tensor that claims to be coalesced need not be.
         if gradient.is_coalesced() and not _is_in_order(gradient.indices()[0]):
             gradient = gradient._coalesced_(False)
         gradient = gradient.coalesce()
         index = gradient.indices()[0]
-        if len(index):
-            first, last = index[:: max(len(index) - 1, 1)][[0, -1]].tolist()
-            if first < 0 or last >= len(gradient):
-                raise ValueError(
-                    f"{what} lists row {first if first < 0 else last}, but its parameter has rows 0 to "
-                    f"{len(gradient) - 1}"
-                )
         return cls(index, gradient.values())
 
-    def with_moving(self, slots: Iterable[Tensor]) -> ListedRows:
-        """Return these rows and those in which some slot is not 0, whose gradient is 0."""
+    def with_moving(self, slots: Iterable[Tensor | Iterable[Tensor]]) -> ListedRows:
+        """Return these rows and those in which some slot is not 0, whose gradient is 0.
+
+        Args:
+            slots: Slots; of a coded one, its decoded rows, part by part.
+        """
         moving = [_nonzero_rows(slot) for slot in slots]
         index = torch.cat([self.index, *moving]).unique()
         if len(index) == len(self.index):
@@ -98,17 +100,39 @@ def _check(what: str, gradient: Tensor, param: Tensor | None) -> None:
         )
 
 
+def _check_range(what: str, index: Tensor, count: int) -> None:
+    """Check that rows are among the `count` rows of a parameter.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not len(index):
+        return
+    first, last = torch.stack(index.aminmax()).tolist()
+    if first < 0 or last >= count:
+        raise ValueError(
+            f"{what} lists row {first if first < 0 else last}, but its parameter has rows 0 to {count - 1}"
+        )
+
+
 def _is_in_order(index: Tensor) -> bool:
     return bool((index[1:] > index[:-1]).all())
 
 
-def _nonzero_rows(slot: Tensor) -> Tensor:
+def _nonzero_rows(slot: Tensor | Iterable[Tensor]) -> Tensor:
     """Return the rows of a slot that are not 0, without memory of its size."""
-    if not slot.numel():
-        return torch.empty(0, dtype=torch.int64, device=slot.device)
-    rows = slot.reshape(len(slot), -1)
-    if rows.shape[1] == 1:
-        return rows[:, 0].nonzero()[:, 0]
+    found: list[Tensor] = []
+    start = 0
+    for part in [slot] if isinstance(slot, Tensor) else slot:
+        found.append(_nonzero_rows_of(part) + start)
+        start += len(part)
+    return torch.cat(found)
+
+
+def _nonzero_rows_of(part: Tensor) -> Tensor:
+    rows = part.reshape(len(part), math.prod(part.shape[1:]))
+    if rows.shape[1] < 2:  # a norm of no entries is not defined
+        return rows.nonzero()[:, 0]
     return torch.linalg.vector_norm(rows, torch.inf, dim=1).nonzero()[:, 0]
 
 
@@ -118,6 +142,8 @@ WORDS = (torch.complex128, torch.float64)
 
 def put_rows(tensor: Tensor, index: Tensor, rows: Tensor) -> None:
     """Write rows into a tensor in place, without a graph."""
+    if tensor.itemsize == 1:  # torch copies no rows of float8
+        tensor, rows = tensor.view(torch.uint8), rows.view(torch.uint8)
     if tensor.ndim > 1 and tensor.is_contiguous() and rows.is_contiguous():
         for word in WORDS:
             if _consists_of(tensor, word) and _consists_of(rows, word):
@@ -128,8 +154,9 @@ def put_rows(tensor: Tensor, index: Tensor, rows: Tensor) -> None:
 
 def _consists_of(tensor: Tensor, word: torch.dtype) -> bool:
     """Whether a contiguous tensor can be seen as wider words."""
-    last, start = tensor.shape[-1] * tensor.itemsize, tensor.storage_offset()
-    is_whole = not last % word.itemsize and not start * tensor.itemsize % word.itemsize
+    # The strides of dimensions of size 1 may be any.
+    entries = tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1]
+    is_whole = not any(count * tensor.itemsize % word.itemsize for count in entries)
     return is_whole and tensor.itemsize < word.itemsize
 
 
