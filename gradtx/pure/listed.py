@@ -296,9 +296,19 @@ def _rows_of_extras(call: UpdateCall, tables: list[ListedTable]) -> dict[str, An
             continue
         if extra in FUNCTIONS or kind in FUNCTION_KINDS:
             extras[extra] = _refusing(call.tx._name, extra, value)
-        elif is_by_leaf(kind):  # others than tables may read it
+        elif is_by_leaf(kind):
+            leaves = _tree.named(value)
+            for table in tables:
+                _check_extra(extra, table, leaves.get(table.name))
             extras[extra] = _in_tree(tables, value, ListedTable.rows_of)
     return extras
+
+
+def _check_extra(extra: str, table: ListedTable, value: Any) -> None:
+    if isinstance(value, Tensor) and value.shape != table.shape:
+        raise ValueError(
+            f"{extra}: leaf {table.name!r} has shape {tuple(value.shape)}, needs {tuple(table.shape)}"
+        )
 
 
 def _refusing(who: str, extra: str, function: Any) -> Any:

@@ -183,7 +183,18 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@by_day("sgd*", "adamw*", "adagrad*", "lion", "muon", "scale_by_adam*", "trace*", "accumulate*", "skip*", "add_noise")
+@by_day(
+    "sgd*",
+    "adamw*",
+    "adagrad*",
+    "lion",
+    "muon",
+    "scale_by_adam*",
+    "trace*",
+    "accumulate*",
+    "skip*",
+    "clip_by_global_norm*",
+)
 def test_every_chain_steps_rows_as_its_optimizer_does_or_says_why_not(case):
     tx, table = case.make(), {"table": PARAMS["table"]}
     gradients = [{"table": of_step["table"]} for of_step in GRADIENTS]
@@ -335,6 +346,24 @@ def test_rules_that_read_another_tensor_of_the_leaf_are_refused():
         tx.update(GRADIENTS[0], state, PARAMS, hessian_diag=diagonal)
 
 
+def test_extras_by_leaf_are_those_of_the_rows():
+    @gradtx.per_tensor(elementwise=True)  # which every chain accepts
+    def divided():
+        def update(update, state, param, ctx):
+            return -update / ctx.hessian_diag, state
+
+        return None, update
+
+    diagonal = {"table": noise(ROWS, WIDTH, seed=7).abs() + 1, "bias": noise(5, seed=8).abs() + 1}
+    tx = divided()
+    updates, _ = tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, hessian_diag=diagonal)
+    assert_close(updates["table"].to_dense(), -GRADIENTS[0]["table"].to_dense() / diagonal["table"])
+    assert_close(updates["bias"], -GRADIENTS[0]["bias"] / diagonal["bias"])
+    wrong = {**diagonal, "table": torch.ones(3, WIDTH)}
+    with pytest.raises(ValueError, match=r"hessian_diag: leaf 'table' has shape \(3, 3\), needs \(12, 3\)"):
+        tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, hessian_diag=wrong)
+
+
 # Other entry points.
 
 
@@ -477,6 +506,9 @@ def test_a_row_that_the_table_does_not_have_is_named():
 def test_a_link_that_calls_the_loss_at_other_weights_is_refused():
     tx = gradtx.sam(gradtx.sgd(lr=0.1))
     with pytest.raises(RuntimeError, match="leaf 'table' has a sparse gradient"):
+        tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, grad_fn=lambda params: GRADIENTS[0])
+    tx = gradtx.partition({"rows": gradtx.sparse_adam(lr=0.1), "rest": tx}, {"rows": "table", "rest": "*"})
+    with pytest.raises(RuntimeError, match="the chain calls grad_fn at other weights, where other rows"):
         tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, grad_fn=lambda params: GRADIENTS[0])
 
 
