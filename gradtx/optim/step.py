@@ -121,7 +121,7 @@ class Step:
         self.device = next(iter(self.by_param)).device if self.by_param else CPU
         self.scalars: Extras = {}
         self.scalar_dtypes: dict[str, torch.dtype] = {}
-        self.trees: dict[str, Mapping[str, Any]] = {}
+        self.trees: dict[str, dict[str, Any]] = {}
         if extras or traits.needs_extras:
             self._split_extras()
         self.rows_of_groups = members.rows()
@@ -444,11 +444,12 @@ class Step:
         return bundles, alone
 
     def _alone(self, bundles: list[Any], rest: list[Member]) -> list[Member]:
-        """Return the members that step one at a time, given the rows that no bundle runs."""
+        """Return the members that step one at a time, except listed rows, given the rows that no bundle runs."""
         if not self.takes_none:
             return [member for member in rest if member.param.grad is not None]
-        together = {id(member) for bundle in bundles for member in bundle.stepping}
-        return [member for member in self.members if id(member) not in together]
+        elsewhere = {id(member) for bundle in bundles for member in bundle.stepping}
+        elsewhere.update(map(id, self.listed))
+        return [member for member in self.members if id(member) not in elsewhere]
 
     def _compare(self) -> None:
         """Compare the step with those of the other ranks that take part in the optimizer."""

@@ -342,7 +342,9 @@ def test_rules_that_read_another_tensor_of_the_leaf_are_refused():
     tx = gradtx.chain(gradtx.scale_by_sophia(), gradtx.scale_by_learning_rate(0.1))
     diagonal = {name: torch.ones_like(leaf) for name, leaf in PARAMS.items()}
     state = tx.init(PARAMS)
-    with pytest.raises(RuntimeError, match="leaf 'table' has a sparse gradient, but scale_by_sophia cannot .* besides"):
+    with pytest.raises(
+        RuntimeError, match=r"leaf 'table' has a sparse gradient, but scale_by_sophia cannot .* besides"
+    ):
         tx.update(GRADIENTS[0], state, PARAMS, hessian_diag=diagonal)
 
 
