@@ -107,6 +107,7 @@ EXAMPLES = {
     "kl_shampoo": {**BASES, "adam_eps": 0.1},
     "kl_soap": BASES,
     "lbfgs": {"history": 2},
+    "lazy_rows": lambda tx: {"tx": tx},
     "line_search": lambda tx: {"tx": tx, "max_steps": 4, "growth": 1.5},
     "looksam": lambda tx: {"base": tx},
     "low_rank": lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2},

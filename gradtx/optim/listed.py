@@ -93,6 +93,12 @@ class ListedMember(Member):
             gradient_bytes=rows.values.nbytes,
         )
 
+    def rows_of(self, value: Any) -> Any:
+        """Return the rows of an extra of the parameter, if it has a row for each of these."""
+        if not has_rows(value, len(self.table.param)):
+            return value
+        return value.index_select(0, self.index)
+
     def kinds_of_rows(self) -> list[Any]:
         """Return dtypes and shapes of the gradient, the parameter and the slots, without the number of rows."""
         gradient: Any = self.param.grad

@@ -43,7 +43,6 @@ from gradtx.optim.run import (
     Extras,
     Member,
     OptimizerRun,
-    Trees,
     clock_after,
     leaf_of,
 )
@@ -122,7 +121,7 @@ class Step:
         self.device = next(iter(self.by_param)).device if self.by_param else CPU
         self.scalars: Extras = {}
         self.scalar_dtypes: dict[str, torch.dtype] = {}
-        self.trees: Trees = {}
+        self.trees: dict[str, Mapping[str, Any]] = {}
         if extras or traits.needs_extras:
             self._split_extras()
         self.rows_of_groups = members.rows()
@@ -298,6 +297,9 @@ class Step:
                 listed.append(ListedMember.of(self._who, table, operations))
         in_place_of = {id(member.table): member for member in listed}
         self.listed = listed
+        for extra, tree in self.trees.items():
+            rows = {member.name: member.rows_of(tree[member.name]) for member in listed}
+            self.trees[extra] = {**tree, **rows}
         if self.made_run is not None:
             self.made_run.state = listed_states(core.states.by_param, listed)
         return [in_place_of.get(id(x), x) for x in members]

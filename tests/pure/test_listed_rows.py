@@ -183,7 +183,18 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@by_day("sgd*", "adamw*", "adagrad*", "lion", "muon", "scale_by_adam*", "trace*", "accumulate*", "skip*", "add_noise")
+@by_day(
+    "sgd*",
+    "adamw*",
+    "adagrad*",
+    "lion",
+    "muon",
+    "scale_by_adam*",
+    "trace*",
+    "accumulate*",
+    "skip*",
+    "clip_by_global_norm*",
+)
 def test_every_chain_steps_rows_as_its_optimizer_does_or_says_why_not(case):
     tx, table = case.make(), {"table": PARAMS["table"]}
     gradients = [{"table": of_step["table"]} for of_step in GRADIENTS]
@@ -327,8 +338,16 @@ def test_slots_may_be_stored_in_fewer_bits(state_dtype, momentum):
     }
 
 
+def test_rules_that_read_another_tensor_of_the_leaf_are_refused():
+    tx = gradtx.chain(gradtx.scale_by_sophia(), gradtx.scale_by_learning_rate(0.1))
+    diagonal = {name: torch.ones_like(leaf) for name, leaf in PARAMS.items()}
+    state = tx.init(PARAMS)
+    with pytest.raises(RuntimeError, match="leaf 'table' has a sparse gradient, but scale_by_sophia cannot .* besides"):
+        tx.update(GRADIENTS[0], state, PARAMS, hessian_diag=diagonal)
+
+
 def test_extras_by_leaf_are_those_of_the_rows():
-    @gradtx.per_tensor(elementwise=True, extras={"hessian_diag": "leaf"})
+    @gradtx.per_tensor(elementwise=True)  # which every chain accepts
     def divided():
         def update(update, state, param, ctx):
             return -update / ctx.hessian_diag, state
@@ -487,6 +506,9 @@ def test_a_row_that_the_table_does_not_have_is_named():
 def test_a_link_that_calls_the_loss_at_other_weights_is_refused():
     tx = gradtx.sam(gradtx.sgd(lr=0.1))
     with pytest.raises(RuntimeError, match="leaf 'table' has a sparse gradient"):
+        tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, grad_fn=lambda params: GRADIENTS[0])
+    tx = gradtx.partition({"rows": gradtx.sparse_adam(lr=0.1), "rest": tx}, {"rows": "table", "rest": "*"})
+    with pytest.raises(RuntimeError, match="the chain calls grad_fn at other weights, where other rows"):
         tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, grad_fn=lambda params: GRADIENTS[0])
 
 
