@@ -291,9 +291,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             The closure's first result.
 
         Raises:
-            RuntimeError: If a gradient is sparse, if the parameters hold evaluation weights, if a closure computes no
-                gradients although links call it again, or if a GradScaler is enabled and a closure is passed or
-                `hessian_diag` has to be estimated.
+            RuntimeError: If a sparse gradient does not list rows, or if a link needs all rows of it; if the parameters
+                hold evaluation weights; if a closure computes no gradients although links call it again; or if a
+                GradScaler is enabled and a closure is passed or `hessian_diag` has to be estimated.
             TypeError, ValueError: If an extra is unknown or missing, or if a hyperparameter is out of range. The
                 optimizer is then unchanged.
         """

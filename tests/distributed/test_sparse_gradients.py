@@ -1,5 +1,7 @@
 """Sparse gradients of tables that every process has: averaged by DistributedDataParallel, or beside owners."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -89,7 +91,7 @@ def test_a_table_with_sparse_gradients_steps_beside_matrices_that_owners_orthogo
 
 def of_a_sharded_table():
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-    param = nn.Parameter(distribute_tensor(torch.zeros(ROWS, 4), mesh, [Shard(0)]))
+    param: Any = nn.Parameter(distribute_tensor(torch.zeros(ROWS, 4), mesh, [Shard(0)]))
     optimizer = gradtx.optim.AdamW({"table": param}.items())
     param.grad = distribute_tensor(torch.ones(ROWS, 4), mesh, [Shard(0)])
     optimizer.step()

@@ -76,6 +76,11 @@ def table(rows=ROWS, shape=(WIDTH,), dtype=torch.float64, seed=0):
     return nn.Parameter(torch.randn(rows, *shape, dtype=dtype))
 
 
+def gradient_of(param):
+    assert param.grad is not None
+    return param.grad
+
+
 def rows_of(param, rows, seed=0, is_coalesced=None):
     """A gradient that lists some rows, perhaps several times."""
     torch.manual_seed(seed)
@@ -369,7 +374,7 @@ def test_rows_step_as_a_table_of_these_rows_alone_in_any_dtype(way, make, dtype)
         optimizers = [make(gradtx.optim, [each], compile=compile) for each in (param, alone)]
         for t in range(3):
             param.grad = rows_of(param, rows, t)
-            alone.grad = param.grad._values().clone()
+            alone.grad = gradient_of(param)._values().clone()
             for optimizer in optimizers:
                 optimizer.step()
     assert_equal(param.detach()[rows], alone.detach())
@@ -393,7 +398,7 @@ def test_coded_rows_keep_their_blocks_and_step_as_a_table_of_these_rows_alone(st
             optimizers = [gradtx.as_optimizer(make(), {"w": each}.items(), compile=compile) for each in (param, alone)]
             for t in range(3):
                 param.grad = rows_of(param, rows.tolist(), t)
-                alone.grad = param.grad._values().clone()
+                alone.grad = gradient_of(param)._values().clone()
                 for optimizer in optimizers:
                     optimizer.step()
         assert_equal(param.detach()[rows], alone.detach())
@@ -423,7 +428,7 @@ def test_a_code_that_rows_share_is_refused_by_name_before_anything_is_written(st
     with pytest.raises(RuntimeError, match=f"'w' has a sparse gradient, but the code '{state_dtype}.*'exp_avg' covers"):
         optimizer.step()
     assert_equal(seen(optimizer, [param]), before)
-    param.grad = param.grad.to_dense()
+    param.grad = gradient_of(param).to_dense()
     optimizer.step()
 
 
@@ -483,7 +488,7 @@ def test_rules_of_whole_leaves_refuse_rows_and_take_the_dense_gradient_that_the_
     with pytest.raises(RuntimeError, match=rf"{name}: parameter 'table' has a sparse gradient.*to_dense\(\)"):
         optimizer.step()
     assert_equal(seen(optimizer, [param]), before)
-    param.grad = param.grad.to_dense()
+    param.grad = gradient_of(param).to_dense()
     optimizer.step()
     assert optimizer.state[param]["step"] == 3
 
@@ -576,7 +581,7 @@ def test_a_row_that_is_nan_is_found_where_it_arises_and_changes_nothing():
         param.grad = rows_of(param, [1, 2])
         optimizer.step()
         before = seen(optimizer, [param])
-        param.grad._values()[1, 1] = float("nan")
+        gradient_of(param)._values()[1, 1] = float("nan")
         with pytest.raises(FloatingPointError, match="leaf '0' at step 2: 1 of 8 entries of its gradient"):
             optimizer.step()
         assert_equal(seen(optimizer, [param]), before)
@@ -621,7 +626,7 @@ def test_a_scaler_unscales_rows_and_skips_a_step_with_an_infinite_one(infinite_a
         scaler.scale(ours(batch(t)).square().sum()).backward()
         before = seen(optimizer, ours.parameters())
         if t == infinite_at:
-            ours.table.weight.grad._values()[0, 0] = float("inf")
+            gradient_of(ours.table.weight)._values()[0, 0] = float("inf")
         else:
             backward(theirs, t)
             reference.step()
@@ -630,7 +635,7 @@ def test_a_scaler_unscales_rows_and_skips_a_step_with_an_infinite_one(infinite_a
         if t == infinite_at:
             assert_equal([weight for weight, _ in seen(optimizer, ours.parameters())], [weight for weight, _ in before])
         else:
-            gradients = [[param.grad.to_dense() for param in model.parameters()] for model in (ours, theirs)]
+            gradients = [[gradient_of(param).to_dense() for param in model.parameters()] for model in (ours, theirs)]
             torch.testing.assert_close(*gradients)
     torch.testing.assert_close([*ours.parameters()], [*theirs.parameters()])
     for param, other in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -839,7 +844,7 @@ def test_a_watch_sees_the_rows_that_step_and_changes_nothing(per, way, make):
             optimizer.zero_grad()
             backward(model, t)
             if t == 5:
-                model.table.weight.grad = model.table.weight.grad.to_dense()
+                model.table.weight.grad = gradient_of(model.table.weight).to_dense()
             optimizer.step()
     assert_equal([*models[0].parameters()], [*models[1].parameters()])
     assert watch.steps == list(range(1, 9))
@@ -850,7 +855,7 @@ def test_a_watch_sees_the_rows_that_step_and_changes_nothing(per, way, make):
         rows = batch(0).unique()
         other = Model()
         backward(other, 0)
-        norm = other.table.weight.grad.to_dense()[rows].norm().item()
+        norm = gradient_of(other.table.weight).to_dense()[rows].norm().item()
         assert record["norm_before"] == pytest.approx(norm, rel=1e-6)  # a watch sums in float32
 
 
