@@ -18,6 +18,7 @@ from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Scope
 from gradtx.execution.traits import Traits
 from gradtx.rules import Combinator, combinator
+from gradtx.state.slots import numbered
 from gradtx.transform import GradientTransformation
 
 __all__ = ["lazy_rows"]
@@ -123,7 +124,7 @@ def _check_rows(name: str, operations: Iterable[Operation]) -> None:
             )
 
 
-def _check_decay(name: str, rules: list[RuleOperation]) -> None:
+def _check_decay(name: str, rules: list[RuleOperation], leaf: Leaf) -> None:
     """Check that links change slots and weights by a factor in a step without a gradient.
 
     Raises:
@@ -132,7 +133,7 @@ def _check_decay(name: str, rules: list[RuleOperation]) -> None:
     decay = _decay_of(rules)
     for operation in rules:
         rule = operation.rule
-        _check_slots(name, rule)
+        _check_slots(name, operation, leaf)
         if operation not in decay and not is_off(
             rule.arguments.get("weight_decay", 0.0)
         ):
@@ -148,9 +149,15 @@ def _check_decay(name: str, rules: list[RuleOperation]) -> None:
             )
 
 
-def _check_slots(name: str, rule: Rule) -> None:
-    for slot, declared in rule.slots.items():
-        if declared.fading is None and declared.kind != "scalar":
+def _check_slots(name: str, operation: RuleOperation, leaf: Leaf) -> None:
+    """Check that a step without a gradient changes the slots of a link by a factor.
+
+    Raises:
+        ValueError: If one does not say its factor.
+    """
+    rule = operation.rule
+    for slot, value in numbered(operation.stage.init_slots(leaf)).items():
+        if value.ndim and rule.slot(slot).fading is None:
             raise ValueError(
                 f"{name}: catch_up does not know what a step without a gradient makes of {slot!r} of {rule.name}; "
                 "declare it with a decay, as slots.square(decay=beta2), or omit catch_up"
@@ -176,7 +183,7 @@ class EnterRows(RuleOperation):
         inside = [x for x in leaf.operations if self.inside.contains(x.path)]
         _check_rows(name, inside)
         if self.catches_up:
-            _check_decay(name, _rules_of(inside))
+            _check_decay(name, _rules_of(inside), leaf)
             super().init(leaf)
 
     def _begin(self, leaf: Leaf) -> None:

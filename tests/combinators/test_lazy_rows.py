@@ -273,7 +273,23 @@ def test_accumulate_around_it_steps_the_rows_of_all_gradients_of_a_cycle():
     assert dense[1].eq(0)
 
 
+@gradtx.per_tensor(elementwise=True)
+def scale_by_largest():
+    """A rule whose `init` is a function, which says nothing of its slot."""
+
+    def update(update, state, param, ctx):
+        largest = torch.maximum(0.9 * state["largest"], update.abs())
+        return update / (largest + 1e-8), {"largest": largest}
+
+    return lambda param: {"largest": torch.zeros_like(param)}, update
+
+
 INVALID = {
+    "a slot of a rule of one's own": (
+        lambda: lazy_rows(scale_by_largest(), catch_up=True),
+        ValueError,
+        "'largest' of scale_by_largest; declare it with a decay",
+    ),
     "a link that needs all rows": (
         lambda: lazy_rows(gradtx.muon()),
         ValueError,

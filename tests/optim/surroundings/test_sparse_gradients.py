@@ -869,3 +869,25 @@ def test_explain_names_the_table_and_how_it_was_updated(way):
     ways = {each.name: each.way for each in explanation}
     assert ways["table.weight"] == {"lists": "lists", "compiled": "kernels", "eager": "alone"}[way]
     assert "table.weight" in str(explanation)
+
+
+# What `explain` says.
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["lists", "kernels"])
+def test_explain_says_how_many_rows_stepped_and_the_bytes_that_they_moved(compiled):
+    param, bias = table(1000, (8,), torch.float32), torch.nn.Parameter(torch.zeros(3))
+    optimizer = gradtx.as_optimizer(gradtx.adamw(LR), {"w": param, "b": bias}.items(), compile=compiled)
+    param.grad, bias.grad = rows_of(param, [1, 5, 5]), torch.ones(3)
+    optimizer.step()
+    explanation = optimizer.explain()
+    (rows,) = explanation.rows
+    of_two_rows = 2 * 8 * 4
+    # Weights, gradient and two averages; all but the gradient are written.
+    assert (rows.name, rows.rows, rows.of) == ("w", 2, 1000)
+    assert (rows.read, rows.written) == (4 * of_two_rows, 3 * of_two_rows)
+    assert "w: 2 of 1,000 rows, 256 bytes read, 192 bytes written" in str(explanation)
+    assert {way.name: way.way for way in explanation} == dict.fromkeys("wb", "kernels" if compiled else "lists")
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.explain().rows == []
