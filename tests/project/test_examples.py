@@ -34,6 +34,7 @@ TINY = {
     "curve_fit": (["--fits", "20"], "rates within one standard error of the true ones: "),
     "clean_labels": (["--steps", "2"], "test accuracy: all weights equal "),
     "zero_order": (["--budget", "16", "--seeds", "1"], "test accuracy: before "),
+    "recommender": (["--steps", "3"], "error with frequent users and items: sparse_adam "),
     "inspect_chain": (["--steps", "3"], "test accuracy: as it should be "),
 }
 
