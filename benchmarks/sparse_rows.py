@@ -12,6 +12,7 @@ step in turn, by the same gradients. One thread. No part takes more than 6 GB.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import statistics
 from collections.abc import Callable, Mapping
@@ -90,9 +91,16 @@ def timed(
     contestants = {name: Contestant.of(*entry) for name, entry in makes.items()}
     steps = {name: each.step for name, each in contestants.items()}
     times = interleaved(steps, rounds, warm=GRADIENTS)
+    steps.clear()
     contestants.clear()
-    gc.collect()
+    release()
     return times
+
+
+def release() -> None:
+    """Return freed memory to the system, which the allocator keeps as set by `common`."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def show(times: Mapping[str, list[float]], references: Mapping[str, str]) -> None:
@@ -234,7 +242,7 @@ def memory(rounds: int) -> None:
         most = peak(contestant.step)
         print(f"  {name:44}{most / MIB:>9.2f}{most / of_rows:>23.1f}")
         del contestant
-        gc.collect()
+        release()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,5 +1,7 @@
 """What a step with a sparse gradient holds in memory besides weights, gradient and state: rows, never a table."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -34,10 +36,8 @@ def sizes_of(call):
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
-    assert profile.profiler is not None
-    results = profile.profiler.kineto_results
-    assert results is not None
-    events = [event for event in results.events() if event.name() == "[memory]"]
+    profiler: Any = profile.profiler
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
