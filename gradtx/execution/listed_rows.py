@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.torch_names import kept_from_dynamo
 from gradtx.execution.execute import Operation
+from gradtx.execution.leaf_rule import RuleOperation
 
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
 
@@ -196,6 +197,29 @@ def moving_slots(operations: Iterable[Operation]) -> list[tuple[Any, str]]:
         if operation.traits.moving_slot is not None:
             slots[operation.path, operation.traits.moving_slot] = None
     return list(slots)
+
+
+# The least number of rows that a leaf is filled up to.
+LEAST_ROWS = 16
+
+
+def missing_rows(count: int) -> int:
+    """Return how many rows of zeros to add, so that few programs run leaves of any number of rows."""
+    return max(1 << (count - 1).bit_length(), LEAST_ROWS) - count
+
+
+def with_zeros(rows: Tensor, added: int) -> Tensor:
+    """Return rows with some rows of zeros behind them."""
+    if not added:
+        return rows
+    return torch.cat([rows, rows.new_zeros((added, *rows.shape[1:]))])
+
+
+def zeros_add_nothing(operations: Iterable[Operation]) -> bool:
+    """Whether rows of zeros add nothing to sums: these are sums of gradients, which no link has changed."""
+    rules = [x for x in operations if isinstance(x, RuleOperation)]
+    have_sums = [operation.traits.has_sums for operation in rules]
+    return have_sums == sorted(have_sums, reverse=True)  # those with sums come first
 
 
 def has_rows(value: Any, count: int) -> bool:
