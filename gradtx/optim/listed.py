@@ -51,9 +51,19 @@ class ListedMember(Member):
 
     @classmethod
     def of(
-        cls, who: str, table: Member, operations: Iterable[Operation]
+        cls,
+        who: str,
+        table: Member,
+        operations: Iterable[Operation],
+        adds_rows: bool = True,
     ) -> ListedMember:
         """Return the rows of a parameter that its gradient lists, or that move without a gradient.
+
+        Args:
+            who: The name of the optimizer.
+            table: The parameter.
+            operations: What it passes through.
+            adds_rows: Whether rows of zeros may be added, so that few programs run any number of rows.
 
         Raises:
             RuntimeError, ValueError: If the gradient does not consist of rows of the parameter, or if an operation
@@ -72,16 +82,21 @@ class ListedMember(Member):
         ]
         if moving:
             rows = rows.with_moving(moving)
-        return cls._taken(table, rows, operations)
+        ignores_sizes = not table.layout.codes and all(map(_ignores_sizes, operations))
+        fills_up = adds_rows and not ignores_sizes and zeros_add_nothing(operations)
+        added = missing_rows(len(rows.index)) if fills_up else 0
+        return cls._taken(table, rows, added, ignores_sizes, ignores_sizes or fills_up)
 
     @classmethod
     def _taken(
-        cls, table: Member, rows: ListedRows, operations: list[Operation]
+        cls,
+        table: Member,
+        rows: ListedRows,
+        added: int,
+        ignores_sizes: bool,
+        has_program: bool,
     ) -> ListedMember:
         index, count = rows.index, len(table.param)
-        ignores_sizes = not table.layout.codes and all(map(_ignores_sizes, operations))
-        has_program = ignores_sizes or zeros_add_nothing(operations)
-        added = missing_rows(len(index)) if has_program and not ignores_sizes else 0
         param = with_zeros(table.param.detach().index_select(0, index), added)
         param.grad = with_zeros(rows.values, added)
         row_keys = [
@@ -127,7 +142,7 @@ class ListedMember(Member):
         return kinds
 
     @property
-    def bytes(self) -> tuple[int, int]:
+    def moved_bytes(self) -> tuple[int, int]:
         """The bytes that a step of these rows reads and writes."""
         tensors = [self.param, *map(self.state.__getitem__, self.row_keys)]
         count = len(self.index)

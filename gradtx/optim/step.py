@@ -294,12 +294,14 @@ class Step:
             leaf = leaf_of(outline.run, table, clock_after(0))
             operations = outline.route.for_leaf(leaf)
             if operations != [FROZEN]:
-                listed.append(ListedMember.of(self._who, table, operations))
+                adds_rows = core.watch is None  # which would measure these as well
+                rows = ListedMember.of(self._who, table, operations, adds_rows)
+                listed.append(rows)
         in_place_of = {id(member.table): member for member in listed}
         self.listed = listed
         for extra, tree in self.trees.items():
-            rows = {member.name: member.rows_of(tree[member.name]) for member in listed}
-            self.trees[extra] = {**tree, **rows}
+            of_rows = {x.name: x.rows_of(tree[x.name]) for x in listed}
+            self.trees[extra] = {**tree, **of_rows}
         if self.made_run is not None:
             self.made_run.state = listed_states(core.states.by_param, listed)
         return [in_place_of.get(id(x), x) for x in members]
