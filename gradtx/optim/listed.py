@@ -51,19 +51,9 @@ class ListedMember(Member):
 
     @classmethod
     def of(
-        cls,
-        who: str,
-        table: Member,
-        operations: Iterable[Operation],
-        adds_rows: bool = True,
+        cls, who: str, table: Member, operations: Iterable[Operation]
     ) -> ListedMember:
         """Return the rows of a parameter that its gradient lists, or that move without a gradient.
-
-        Args:
-            who: The name of the optimizer.
-            table: The parameter.
-            operations: What it passes through.
-            adds_rows: Whether rows of zeros may be added, so that few programs run any number of rows.
 
         Raises:
             RuntimeError, ValueError: If the gradient does not consist of rows of the parameter, or if an operation
@@ -83,7 +73,7 @@ class ListedMember(Member):
         if moving:
             rows = rows.with_moving(moving)
         ignores_sizes = not table.layout.codes and all(map(_ignores_sizes, operations))
-        fills_up = adds_rows and not ignores_sizes and zeros_add_nothing(operations)
+        fills_up = not ignores_sizes and zeros_add_nothing(operations)
         added = missing_rows(len(rows.index)) if fills_up else 0
         return cls._taken(table, rows, added, ignores_sizes, ignores_sizes or fills_up)
 

@@ -294,9 +294,7 @@ class Step:
             leaf = leaf_of(outline.run, table, clock_after(0))
             operations = outline.route.for_leaf(leaf)
             if operations != [FROZEN]:
-                adds_rows = core.watch is None  # which would measure these as well
-                rows = ListedMember.of(self._who, table, operations, adds_rows)
-                listed.append(rows)
+                listed.append(ListedMember.of(self._who, table, operations))
         in_place_of = {id(member.table): member for member in listed}
         self.listed = listed
         for extra, tree in self.trees.items():
