@@ -121,20 +121,28 @@ def _is_in_order(index: Tensor) -> bool:
 
 
 def _nonzero_rows(slot: Tensor | Iterable[Tensor]) -> Tensor:
-    """Return the rows of a slot that are not 0, without memory of its size."""
+    """Return the rows of a slot that are not 0, with little memory."""
     found: list[Tensor] = []
     start = 0
-    for part in [slot] if isinstance(slot, Tensor) else slot:
-        found.append(_nonzero_rows_of(part) + start)
+    for part in _in_parts(slot) if isinstance(slot, Tensor) else slot:
+        found.append(_largest_of_rows(part).nonzero()[:, 0] + start)
         start += len(part)
     return torch.cat(found)
 
 
-def _nonzero_rows_of(part: Tensor) -> Tensor:
+def _in_parts(slot: Tensor) -> Sequence[Tensor]:
+    """Return a slot in parts that fit into a cache; on an accelerator, in few."""
+    width = max(math.prod(slot.shape[1:]), 1)
+    entries = 2**18 if slot.device.type == "cpu" else 2**26
+    return slot.split(max(entries // width, 1))
+
+
+def _largest_of_rows(part: Tensor) -> Tensor:
+    """Return the largest magnitude of each row."""
     rows = part.reshape(len(part), math.prod(part.shape[1:]))
-    if rows.shape[1] < 2:  # a norm of no entries is not defined
-        return rows.nonzero()[:, 0]
-    return torch.linalg.vector_norm(rows, torch.inf, dim=1).nonzero()[:, 0]
+    if not rows.numel():
+        return rows.new_zeros(len(rows))
+    return rows.abs().amax(1)
 
 
 # The words that rows are copied in, the widest first: torch copies one at a time.
