@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+import gradtx
 from gradtx.base import tree
 from gradtx.base.exact import exact
 from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.pure.tree_run import TreeRun
 from gradtx.state.nested import NestedState
-import gradtx
 from tests.conformance import extras, field
 from tests.tiers import each_case
 
