@@ -235,7 +235,12 @@ class LeaveRows(RuleOperation):
         self._enter = enter
 
     def init(self, leaf: Leaf) -> None:
-        """Do nothing: `EnterRows` creates the slots."""
+        """Check the slots that inner operations have created; `EnterRows` creates those of this one."""
+        count = len(leaf.param) if leaf.shape else 1
+        for path, slots in leaf.new.items():
+            if self._enter.inside.contains(path):
+                for slot, value in slots.items():
+                    self._check_slot(slot, value, count)
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         outside: RowsOutside = leaf.saved.pop(self._enter)
@@ -266,13 +271,16 @@ class LeaveRows(RuleOperation):
                 if value.ndim == has_gradient.ndim
                 else value
             )
-        if len(value) != count:
+        self._check_slot(slot, value, count)
+        by_row = has_gradient.reshape(count, *([1] * (value.ndim - 1)))
+        return torch.where(by_row, value, old)
+
+    def _check_slot(self, slot: str, value: Tensor, count: int) -> None:
+        if value.ndim and len(value) != count:
             raise ValueError(
                 f"{self.rule.name}: slot {slot!r} has shape {tuple(value.shape)}, without a row for each of the "
                 f"{count} of its leaf; move what keeps it outside of {self.rule.name}"
             )
-        by_row = has_gradient.reshape(count, *([1] * (value.ndim - 1)))
-        return torch.where(by_row, value, old)
 
 
 def _rules_of(operations: Iterable[Operation]) -> list[RuleOperation]:

@@ -483,7 +483,7 @@ def test_a_table_that_shares_rows_with_another_parameter_that_steps_is_one_named
     for _ in range(2):
         with (
             gradtx.eagerly() if way == "eager" else contextlib.nullcontext(),
-            pytest.raises(RuntimeError, match="'[pq]' has a sparse gradient, and shares memory with parameter '[pq]'"),
+            pytest.raises(RuntimeError, match=r"'[pq]' has a sparse gradient, and shares memory with parameter '[pq]'"),
         ):
             optimizer.step()
     assert not base.any()
