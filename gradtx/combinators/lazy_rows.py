@@ -123,6 +123,21 @@ def _check_rows(name: str, operations: Iterable[Operation]) -> None:
             )
 
 
+def _check_clocks(name: str, operations: Iterable[Operation]) -> None:
+    """Check that links make a step whenever `lazy_rows` makes one.
+
+    Raises:
+        ValueError: If one may not.
+    """
+    for operation in operations:
+        if operation.traits.has_clock or isinstance(operation, EnterRows):
+            inner = operation.path[-1]
+            raise ValueError(
+                f"{name}: catch_up counts the steps of {name}, but {inner} inside of it counts its own; put {name} "
+                f"inside, as in {inner}({name}(...)), or omit catch_up"
+            )
+
+
 def _check_decay(name: str, rules: list[RuleOperation]) -> None:
     """Check that links change slots and weights by a factor in a step without a gradient.
 
@@ -146,15 +161,38 @@ def _check_decay(name: str, rules: list[RuleOperation]) -> None:
                 f"{name}: catch_up makes up for decoupled weight decay, but {operation.rule.name} follows this decay; "
                 "use decoupled decay, as adamw does"
             )
+    _check_order(name, rules)
 
 
 def _check_slots(name: str, rule: Rule) -> None:
-    for slot, declared in rule.slots.items():
-        if declared.fading is None and declared.kind != "scalar":
+    slots = {slot: x.fading for slot, x in rule.slots.items() if x.kind != "scalar"}
+    if rule.init is not None and not rule.slots and not rule.single:
+        slots["the slots"] = None
+    for slot, fading in slots.items():
+        if fading is None:
             raise ValueError(
                 f"{name}: catch_up does not know what a step without a gradient makes of {slot!r} of {rule.name}; "
                 "declare it with a decay, as slots.square(decay=beta2), or omit catch_up"
             )
+
+
+def _check_order(name: str, rules: list[RuleOperation]) -> None:
+    """Check that slots receive zeros in a step without a gradient.
+
+    Raises:
+        ValueError: If a momentum comes first, which then still moves them.
+    """
+    momentum = None
+    for operation in rules:
+        fading = [x for x in operation.rule.slots.values() if not is_off(x.fading, 1.0)]
+        fading = [slot for slot in fading if slot.kind != "scalar"]
+        if fading and momentum is not None:
+            raise ValueError(
+                f"{name}: catch_up multiplies the slots of {operation.rule.name} by their decay, but those of "
+                f"{momentum}, which comes before it, may move them without a gradient; omit catch_up"
+            )
+        if any(slot.kind == "linear" for slot in fading):
+            momentum = operation.rule.name
 
 
 class EnterRows(RuleOperation):
@@ -176,6 +214,7 @@ class EnterRows(RuleOperation):
         inside = [x for x in leaf.operations if self.inside.contains(x.path)]
         _check_rows(name, inside)
         if self.catches_up:
+            _check_clocks(name, inside)
             _check_decay(name, _rules_of(inside))
             super().init(leaf)
 
