@@ -469,6 +469,31 @@ def test_a_bad_gradient_is_an_error_that_names_the_table_and_changes_nothing(gra
     assert [optimizer.state[param]["step"] for param in params] == [4, 4, 4]
 
 
+def rows_of_ones(param, rows):
+    index = torch.tensor([rows])
+    return torch.sparse_coo_tensor(index, torch.ones(len(rows), *param.shape[1:]), param.shape, check_invariants=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sparse", [("p", "q"), ("p",), ("q",)], ids=str)
+def test_a_table_that_shares_rows_with_another_parameter_that_steps_is_one_named_error(sparse, way):
+    base = torch.zeros(20, 4)
+    named = {"p": nn.Parameter(base[:10]), "q": nn.Parameter(base[5:15])}
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1, momentum=0.9), named.items(), compile=way == "compiled")
+    for name, param in named.items():
+        param.grad = rows_of_ones(param, [6]) if name in sparse else torch.ones_like(param)
+    for _ in range(2):
+        with (
+            gradtx.eagerly() if way == "eager" else contextlib.nullcontext(),
+            pytest.raises(RuntimeError, match=r"'[pq]' has a sparse gradient, and shares memory with parameter '[pq]'"),
+        ):
+            optimizer.step()
+    assert not base.any()
+    named["q"].data = base[10:]  # which ends the matter
+    optimizer.step()
+    assert base.any()
+
+
 def test_rows_that_a_gradient_falsely_claims_to_have_coalesced_are_added_up():
     param = table()
     before = param.detach().clone()
