@@ -212,6 +212,11 @@ def cases_of(names: str) -> tuple[Any, ...]:
 # The table: of each property, the cases by night, by day, and in `make quick`, which has those of them that it has
 # by day. The third is empty where the test or its file is left out of it.
 PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
+    "execution.test_fading": {
+        "test_a_gradient_of_0_multiplies_a_slot_by_its_declared_fading": (
+            "rules that draw nothing", "rules that draw nothing", "a few rules",
+        ),
+    },
     "execution.test_listed_rows": {
         "test_listed_rows_step_as_a_leaf_of_their_own_and_others_stand_still_or_the_error_says_why": (
             "all", "plain links + chosen aliases", "a few",

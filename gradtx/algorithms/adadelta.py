@@ -47,7 +47,7 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps=1e-6):
             "acc_delta": running_mean(state["acc_delta"], u.square(), rho),
         }
 
-    return {"square_avg": square(), "acc_delta": square()}, update
+    return {"square_avg": square(decay=rho), "acc_delta": square(decay=rho)}, update
 
 
 @alias

@@ -13,7 +13,7 @@ from gradtx.maths.entries import (
     running_mean,
 )
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, scalar
+from gradtx.slots import linear, scalar, square
 
 __all__ = ["adanorm", "scale_by_adanorm"]
 
@@ -75,7 +75,10 @@ def scale_by_adanorm(
         root = corrected_root(peak(new_state, state, "exp_avg_sq", amsgrad), ctx, beta2)
         return m / ctx.bias_correction(beta1) / (root + eps), new_state
 
-    return {**moments, "exp_avg": linear(), "exp_grad_norm": scalar()}, update
+    slots = {**moments, "exp_avg": linear(), "exp_grad_norm": scalar()}
+    if accumulate_eps:  # which moves squares also without a gradient
+        slots |= {slot: square() for slot in moments if slot != "exp_avg"}
+    return slots, update
 
 
 @alias(class_name="AdaNorm")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from gradtx.arguments import Decay, NonNegative, NonNegativeInt
 from gradtx.links.decay import with_decay
 from gradtx.maths.entries import (
-    MOMENTS,
     adam_moments,
     corrected_root,
+    fading_moments,
     running_mean,
     safe_sqrt,
 )
@@ -66,7 +66,7 @@ def scale_by_ademamix(
         root = corrected_root(v, ctx, beta2) + eps
         return (m / ctx.bias_correction(beta1) + alpha * slow) / root, new_state
 
-    return {**moments, "exp_avg_slow": linear(slow=True)}, update
+    return {**moments, "exp_avg_slow": linear(slow=True, decay=beta3)}, update
 
 
 @per_tensor(elementwise=True, length="sets")
@@ -120,7 +120,7 @@ def scale_by_simplified_ademamix(
             direction = direction / root
         return direction, {"exp_avg": total, "exp_avg_sq": v, "num_sum": weight}
 
-    return {**MOMENTS, "num_sum": scalar()}, update
+    return {**fading_moments(betas), "num_sum": scalar()}, update
 
 
 @alias(class_name="AdEMAMix")

@@ -12,10 +12,10 @@ from gradtx.links.caution import is_without_caution
 from gradtx.links.decay import decay_or_regenerate, with_decay
 from gradtx.links.scaling import hold_until, scale_by_learning_rate
 from gradtx.maths.entries import (
-    MOMENTS,
     at_least,
     atan2,
     caution,
+    fading_moments,
     running_mean,
     safe_sqrt,
 )
@@ -78,7 +78,7 @@ def scale_by_adopt(
         new_state = _after_first(normal, g, state, betas, ctx)
         return new_state["exp_avg"], new_state
 
-    return MOMENTS, update
+    return fading_moments(betas), update
 
 
 @per_tensor(elementwise=is_without_caution, length="sets")
@@ -123,7 +123,7 @@ def scale_by_adopt_atan2(
             direction = direction * caution(old, g, cautious_factor)
         return a * direction, new_state
 
-    return MOMENTS, update
+    return fading_moments(betas), update
 
 
 @alias(class_name="ADOPT")

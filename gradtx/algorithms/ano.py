@@ -48,7 +48,7 @@ def scale_by_ano(betas=(0.92, 0.99), eps=1e-8, logarithmic=False):
         return direction, {"exp_avg": m, "exp_avg_sq": v}
 
     first = linear() if logarithmic else ema(beta1)
-    return {"exp_avg": first, "exp_avg_sq": square()}, update
+    return {"exp_avg": first, "exp_avg_sq": square(decay=beta2)}, update
 
 
 @alias

@@ -45,7 +45,7 @@ def scale_by_diffgrad(betas=(0.9, 0.999), eps=1e-8):
         direction = hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
         return friction * direction, {**new_state, "previous_grad": update}
 
-    return {**moments, "previous_grad": linear()}, update
+    return {**moments, "previous_grad": linear(decay=0.0)}, update
 
 
 @alias(class_name="DiffGrad")

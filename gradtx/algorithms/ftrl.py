@@ -70,8 +70,8 @@ def scale_by_ftrl(
         return torch.where(moves, change, 0.0), new_state
 
     return {
-        "z": linear(slow=True),
-        "n": square(filled(initial_accumulator_value), slow=True),
+        "z": linear(slow=True, decay=1.0),
+        "n": square(filled(initial_accumulator_value), slow=True, decay=1.0),
     }, update
 
 

@@ -6,7 +6,7 @@ from gradtx.arguments import PositiveOrInf
 from gradtx.links.clipping import clip_by_global_norm
 from gradtx.links.decay import add_decayed_weights
 from gradtx.links.scaling import scale_by_learning_rate, scale_by_trust_ratio
-from gradtx.maths.entries import MOMENTS, running_mean, safe_sqrt
+from gradtx.maths.entries import fading_moments, running_mean, safe_sqrt
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import chain
 
@@ -53,7 +53,7 @@ def scale_by_lamb(
             square = square / ctx.bias_correction(beta2)
         return mean / (safe_sqrt(square) + eps), new_state
 
-    return MOMENTS, update
+    return fading_moments(betas), update
 
 
 @alias

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 from gradtx.links.decay import with_decay
-from gradtx.maths.entries import MOMENTS, at_least, corrected_root, running_mean
+from gradtx.maths.entries import (
+    at_least,
+    corrected_root,
+    fading_moments,
+    running_mean,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 
@@ -53,10 +58,11 @@ def scale_by_laprop(
     paper; the authors' code averages steps. $v$ less the squared mean is clamped so that it cannot round below 0.
     """
     beta1, beta2 = betas
+    of_peak = None if centered else 1.0
     slots = {
-        **MOMENTS,
-        "exp_mean_avg_beta2": linear() if centered else None,
-        "max_exp_avg_sq": square() if amsgrad else None,
+        **fading_moments(betas),
+        "exp_mean_avg_beta2": linear(decay=beta2) if centered else None,
+        "max_exp_avg_sq": square(decay=of_peak) if amsgrad else None,
     }
 
     def update(g, state, p, ctx):

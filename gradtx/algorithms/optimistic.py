@@ -56,7 +56,7 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
         change = change_of(update, state, ctx)
         return alpha * update + beta * change, {"previous_grad": update}
 
-    return {"previous_grad": linear()}, update
+    return {"previous_grad": linear(decay=0.0)}, update
 
 
 @alias(class_name="OptimisticGradientDescent")

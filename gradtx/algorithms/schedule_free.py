@@ -23,7 +23,7 @@ def scale_by_corrected_rms(beta2: Decay, eps: NonNegative):
         v = running_mean(state["exp_avg_sq"], g.square(), beta2)
         return g / (corrected_root(v, ctx, beta2) + eps), {"exp_avg_sq": v}
 
-    return {"exp_avg_sq": square()}, update
+    return {"exp_avg_sq": square(decay=beta2)}, update
 
 
 @alias(class_name="ScheduleFreeSGD")

@@ -55,8 +55,8 @@ def scale_by_yogi(
         return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new_state
 
     return {
-        "exp_avg": linear(),
-        "exp_avg_sq": square(filled(initial_accumulator_value)),
+        "exp_avg": linear(decay=beta1),
+        "exp_avg_sq": square(filled(initial_accumulator_value), decay=1.0),
     }, update
 
 

@@ -124,6 +124,21 @@ def _check_rows(name: str, operations: Iterable[Operation]) -> None:
             )
 
 
+def _check_clocks(name: str, operations: Iterable[Operation]) -> None:
+    """Check that links make a step whenever `lazy_rows` makes one.
+
+    Raises:
+        ValueError: If one may not.
+    """
+    for operation in operations:
+        if operation.traits.has_clock or isinstance(operation, EnterRows):
+            inner = operation.path[-1]
+            raise ValueError(
+                f"{name}: catch_up counts the steps of {name}, but {inner} inside of it counts its own; put {name} "
+                f"inside, as in {inner}({name}(...)), or omit catch_up"
+            )
+
+
 def _check_decay(name: str, rules: list[RuleOperation], leaf: Leaf) -> None:
     """Check that links change slots and weights by a factor in a step without a gradient.
 
@@ -147,6 +162,7 @@ def _check_decay(name: str, rules: list[RuleOperation], leaf: Leaf) -> None:
                 f"{name}: catch_up makes up for decoupled weight decay, but {operation.rule.name} follows this decay; "
                 "use decoupled decay, as adamw does"
             )
+    _check_order(name, rules)
 
 
 def _check_slots(name: str, operation: RuleOperation, leaf: Leaf) -> None:
@@ -162,6 +178,25 @@ def _check_slots(name: str, operation: RuleOperation, leaf: Leaf) -> None:
                 f"{name}: catch_up does not know what a step without a gradient makes of {slot!r} of {rule.name}; "
                 "declare it with a decay, as slots.square(decay=beta2), or omit catch_up"
             )
+
+
+def _check_order(name: str, rules: list[RuleOperation]) -> None:
+    """Check that slots receive zeros in a step without a gradient.
+
+    Raises:
+        ValueError: If a momentum comes first, which then still moves them.
+    """
+    momentum = None
+    for operation in rules:
+        fading = [x for x in operation.rule.slots.values() if not is_off(x.fading, 1.0)]
+        fading = [slot for slot in fading if slot.kind != "scalar"]
+        if fading and momentum is not None:
+            raise ValueError(
+                f"{name}: catch_up multiplies the slots of {operation.rule.name} by their decay, but those of "
+                f"{momentum}, which comes before it, may move them without a gradient; omit catch_up"
+            )
+        if any(slot.kind == "linear" for slot in fading):
+            momentum = operation.rule.name
 
 
 class EnterRows(RuleOperation):
@@ -183,6 +218,7 @@ class EnterRows(RuleOperation):
         inside = [x for x in leaf.operations if self.inside.contains(x.path)]
         _check_rows(name, inside)
         if self.catches_up:
+            _check_clocks(name, inside)
             _check_decay(name, _rules_of(inside), leaf)
             super().init(leaf)
 
@@ -242,7 +278,12 @@ class LeaveRows(RuleOperation):
         self._enter = enter
 
     def init(self, leaf: Leaf) -> None:
-        """Do nothing: `EnterRows` creates the slots."""
+        """Check the slots that inner operations have created; `EnterRows` creates those of this one."""
+        count = len(leaf.param) if leaf.shape else 1
+        for path, slots in leaf.new.items():
+            if self._enter.inside.contains(path):
+                for slot, value in slots.items():
+                    self._check_slot(slot, value, count)
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         outside: RowsOutside = leaf.saved.pop(self._enter)
@@ -273,13 +314,16 @@ class LeaveRows(RuleOperation):
                 if value.ndim == has_gradient.ndim
                 else value
             )
-        if len(value) != count:
+        self._check_slot(slot, value, count)
+        by_row = has_gradient.reshape(count, *([1] * (value.ndim - 1)))
+        return torch.where(by_row, value, old)
+
+    def _check_slot(self, slot: str, value: Tensor, count: int) -> None:
+        if value.ndim and len(value) != count:
             raise ValueError(
                 f"{self.rule.name}: slot {slot!r} has shape {tuple(value.shape)}, without a row for each of the "
                 f"{count} of its leaf; move what keeps it outside of {self.rule.name}"
             )
-        by_row = has_gradient.reshape(count, *([1] * (value.ndim - 1)))
-        return torch.where(by_row, value, old)
 
 
 def _rules_of(operations: Iterable[Operation]) -> list[RuleOperation]:

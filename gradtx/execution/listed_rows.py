@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.torch_names import kept_from_dynamo
 from gradtx.execution.execute import Operation
+from gradtx.execution.leaf_rule import RuleOperation
 
 DENSE = "call to_dense() on it, which takes the memory of the whole table"
 
@@ -120,25 +121,28 @@ def _is_in_order(index: Tensor) -> bool:
 
 
 def _nonzero_rows(slot: Tensor | Iterable[Tensor]) -> Tensor:
-    """Return the rows of a slot that are not 0, without memory of its size."""
+    """Return the rows of a slot that are not 0, with little memory."""
     found: list[Tensor] = []
     start = 0
-    for part in [slot] if isinstance(slot, Tensor) else slot:
-        found.append(_nonzero_rows_of(part) + start)
+    for part in _in_parts(slot) if isinstance(slot, Tensor) else slot:
+        found.append(_largest_of_rows(part).nonzero()[:, 0] + start)
         start += len(part)
     return torch.cat(found)
 
 
-def _nonzero_rows_of(part: Tensor) -> Tensor:
+def _in_parts(slot: Tensor) -> Sequence[Tensor]:
+    """Return a slot in parts that fit into a cache; on an accelerator, in few."""
+    width = max(math.prod(slot.shape[1:]), 1)
+    entries = 2**18 if slot.device.type == "cpu" else 2**26
+    return slot.split(max(entries // width, 1))
+
+
+def _largest_of_rows(part: Tensor) -> Tensor:
+    """Return the largest magnitude of each row."""
     rows = part.reshape(len(part), math.prod(part.shape[1:]))
-    if rows.is_complex():
-        rows = torch.view_as_real(rows).flatten(1)
-    if rows.shape[1] < 2:  # no entry is the largest of none
-        return rows.nonzero()[:, 0]
-    # Two passes take a quarter of the time of one with a norm. NaN is both the largest and the smallest entry.
-    has_entries = rows.amax(1) != 0
-    has_entries |= rows.amin(1) != 0
-    return has_entries.nonzero()[:, 0]
+    if not rows.numel():
+        return rows.new_zeros(len(rows))
+    return rows.abs().amax(1)
 
 
 # The words that rows are copied in, the widest first: torch copies one at a time.
@@ -201,6 +205,29 @@ def moving_slots(operations: Iterable[Operation]) -> list[tuple[Any, str]]:
         if operation.traits.moving_slot is not None:
             slots[operation.path, operation.traits.moving_slot] = None
     return list(slots)
+
+
+# The least number of rows that a leaf is filled up to.
+LEAST_ROWS = 16
+
+
+def missing_rows(count: int) -> int:
+    """Return how many rows of zeros to add, so that few programs run leaves of any number of rows."""
+    return max(1 << (count - 1).bit_length(), LEAST_ROWS) - count
+
+
+def with_zeros(rows: Tensor, added: int) -> Tensor:
+    """Return rows with some rows of zeros behind them."""
+    if not added:
+        return rows
+    return torch.cat([rows, rows.new_zeros((added, *rows.shape[1:]))])
+
+
+def zeros_add_nothing(operations: Iterable[Operation]) -> bool:
+    """Whether rows of zeros add nothing to sums: these are sums of gradients, which no link has changed."""
+    rules = [x for x in operations if isinstance(x, RuleOperation)]
+    have_sums = [operation.traits.has_sums for operation in rules]
+    return have_sums == sorted(have_sums, reverse=True)  # those with sums come first
 
 
 def has_rows(value: Any, count: int) -> bool:

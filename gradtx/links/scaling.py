@@ -274,7 +274,7 @@ def scale_by_rectified_rms(beta2: Decay = 0.999, eps=1e-8):
         root = torch.where(rectified, corrected_root(v, ctx, beta2) + eps, 1.0)
         return quotient(g, root, floor=eps), {"exp_avg_sq": v}
 
-    return {"exp_avg_sq": square()}, update
+    return {"exp_avg_sq": square(decay=beta2)}, update
 
 
 @per_tensor(elementwise=True)
@@ -548,4 +548,4 @@ def scale_by_gradient_rms(betas=(0.9, 0.999), eps=1e-8):
             "exp_avg_sq": square
         }
 
-    return {"exp_avg_sq": square()}, update
+    return {"exp_avg_sq": square(decay=beta2)}, update

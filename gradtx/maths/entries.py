@@ -219,6 +219,12 @@ def change_of(update: Tensor, state: Mapping[str, Tensor], ctx) -> Tensor:
 MOMENTS = {"exp_avg": linear(), "exp_avg_sq": square()}
 
 
+def fading_moments(betas) -> dict[str, Any]:
+    """Return these slots for rules in which a gradient of 0 multiplies them by the decays."""
+    beta1, beta2 = betas
+    return {"exp_avg": linear(decay=beta1), "exp_avg_sq": square(decay=beta2)}
+
+
 def adam_moments(
     betas, amsgrad: bool = False, belief_eps=None
 ) -> tuple[dict[str, Any], Any]:
@@ -238,10 +244,10 @@ def adam_moments(
         new_state = {"exp_avg": m, slot: v}
         return m, peak(new_state, state, slot, amsgrad), new_state
 
-    decay = beta2 if belief_eps is None else None
+    decay, of_peak = (beta2, 1.0) if belief_eps is None else (None, None)
     slots = {"exp_avg": ema(beta1), slot: square(decay=decay)}
     if amsgrad:
-        slots[f"max_{slot}"] = square(decay=1.0)
+        slots[f"max_{slot}"] = square(decay=of_peak)
     return slots, average
 
 

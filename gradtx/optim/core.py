@@ -77,6 +77,8 @@ class Core:
         alone: The names of the parameters that the last step of a chain without plans has updated, each alone.
         ways: How its rules for whole trees have computed, in words, by path.
         listed: The rows that the last step updated of parameters with sparse gradients (`ListedMember`).
+        disjoint: Where the parameters of the last step with sparse gradients are, none of which shares memory, and
+            which these were.
         watch: Sees the steps (`gradtx.watch`), if any does; a copy of the optimizer has none.
     """
 
@@ -96,11 +98,13 @@ class Core:
     alone: list[str] = field(default_factory=list[str])
     ways: dict[Path, str] = field(default_factory=dict[Path, str])
     listed: Sequence[Any] = ()
+    disjoint: Any = None
     watch: StepWatch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
         state = {**self.__dict__, "last_counts": None, "listed": (), "watch": None}
+        state["disjoint"] = None
         # The traits have arguments of links, which may be functions.
         state.pop("traits", None)
         return state

@@ -133,7 +133,7 @@ def explain(core: Core) -> Explanation:
     explanation = Explanation()
     explanation.rows = [
         MovedRows(
-            member.name, len(member.index), len(member.table.param), *member.bytes
+            member.name, len(member.index), len(member.table.param), *member.moved_bytes
         )
         for member in core.listed
     ]

@@ -14,8 +14,11 @@ from gradtx.execution.listed_rows import (
     ListedRows,
     check_takes_rows,
     has_rows,
+    missing_rows,
     moving_slots,
     put_rows,
+    with_zeros,
+    zeros_add_nothing,
 )
 from gradtx.optim.run import Member, kinds_of
 from gradtx.state.layout import State
@@ -33,12 +36,18 @@ class ListedMember(Member):
         index: The positions of the rows.
         row_keys: The slots that have rows.
         gradient_bytes: Those of the gradient of the rows.
+        added: The number of rows of zeros behind them, whose results are dropped.
+        ignores_sizes: Whether programs for another number of rows run these, too.
+        has_program: Whether programs may run them: few are enough for any number of rows.
     """
 
     table: Member
     index: Tensor
     row_keys: list[str]
     gradient_bytes: int
+    added: int
+    ignores_sizes: bool
+    has_program: bool
 
     @classmethod
     def of(
@@ -63,19 +72,29 @@ class ListedMember(Member):
         ]
         if moving:
             rows = rows.with_moving(moving)
-        return cls._taken(table, rows)
+        ignores_sizes = not table.layout.codes and all(map(_ignores_sizes, operations))
+        fills_up = not ignores_sizes and zeros_add_nothing(operations)
+        added = missing_rows(len(rows.index)) if fills_up else 0
+        return cls._taken(table, rows, added, ignores_sizes, ignores_sizes or fills_up)
 
     @classmethod
-    def _taken(cls, table: Member, rows: ListedRows) -> ListedMember:
+    def _taken(
+        cls,
+        table: Member,
+        rows: ListedRows,
+        added: int,
+        ignores_sizes: bool,
+        has_program: bool,
+    ) -> ListedMember:
         index, count = rows.index, len(table.param)
-        param = table.param.detach().index_select(0, index)
-        param.grad = rows.values
+        param = with_zeros(table.param.detach().index_select(0, index), added)
+        param.grad = with_zeros(rows.values, added)
         row_keys = [
             key for key in table.layout.slot_keys if has_rows(table.state[key], count)
         ]
         state = dict(table.state)
         for key in row_keys:
-            state[key] = table.state[key].index_select(0, index)
+            state[key] = with_zeros(table.state[key].index_select(0, index), added)
         return cls(
             name=table.name,
             param=param,
@@ -91,40 +110,50 @@ class ListedMember(Member):
             index=index,
             row_keys=row_keys,
             gradient_bytes=rows.values.nbytes,
+            added=added,
+            ignores_sizes=ignores_sizes,
+            has_program=has_program,
         )
 
     def rows_of(self, value: Any) -> Any:
         """Return the rows of an extra of the parameter, if it has a row for each of these."""
         if not has_rows(value, len(self.table.param)):
             return value
-        return value.index_select(0, self.index)
+        return with_zeros(value.index_select(0, self.index), self.added)
 
     def kinds_of_rows(self) -> list[Any]:
-        """Return dtypes and shapes of the gradient, the parameter and the slots, without the number of rows."""
+        """Return dtypes and shapes of the gradient, the parameter and the slots; the number of rows, if it matters."""
         gradient: Any = self.param.grad
         kinds: list[Any] = [gradient.dtype, gradient.is_contiguous(), self.choices]
+        kinds.append(None if self.ignores_sizes else len(self.param))
         for key, kind in self.kinds.items():
             has_rows = key is None or key in self.row_keys
             kinds.append((key, kind.shape[1:] if has_rows else kind.shape, kind[1:]))
         return kinds
 
     @property
-    def bytes(self) -> tuple[int, int]:
+    def moved_bytes(self) -> tuple[int, int]:
         """The bytes that a step of these rows reads and writes."""
-        written = self.param.nbytes
-        written += sum(self.state[key].nbytes for key in self.row_keys)
+        tensors = [self.param, *map(self.state.__getitem__, self.row_keys)]
+        count = len(self.index)
+        written = sum(tensor[:count].nbytes for tensor in tensors)
         return written + self.gradient_bytes, written
 
     def put_back(self) -> None:
         """Write the rows into the parameter and its slots, and its count."""
-        table, index = self.table, self.index
-        put_rows(table.param.detach(), index, self.param)
+        table, index, count = self.table, self.index, len(self.index)
+        put_rows(table.param.detach(), index, self.param[:count])
         for key, value in self.state.items():
             if key in self.row_keys:
-                put_rows(table.state[key], index, value)
+                put_rows(table.state[key], index, value[:count])
             else:
                 table.state[key] = value
         table.count, table.device_count = self.count, self.device_count
+
+
+def _ignores_sizes(operation: Operation) -> bool:
+    """Whether programs of an operation run any number of rows."""
+    return operation.ignores_sizes and not operation.traits.positional
 
 
 def _check_codes(who: str, table: Member) -> None:

@@ -34,12 +34,14 @@ from gradtx.execution.runs import Place
 from gradtx.optim.chain_checks import check_scheduler, warn_of_unread_rate
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capture
+from gradtx.optim.engine.overlap import check_tables
 from gradtx.optim.group_agreement import check_groups
 from gradtx.optim.groups import GroupSettings, Values
 from gradtx.optim.listed import LISTED, ListedMember, listed_states
 from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
     GRADIENT,
+    PARAM,
     Extras,
     Member,
     OptimizerRun,
@@ -288,6 +290,7 @@ class Step:
         if tables:
             _check_sparse(core, self.device)
             check_fits(core, tables)
+            self._check_memory(members, tables)
         listed = []
         for table in tables:
             outline = core.members.outline(self.groups[table.group])
@@ -298,11 +301,20 @@ class Step:
         in_place_of = {id(member.table): member for member in listed}
         self.listed = listed
         for extra, tree in self.trees.items():
-            rows = {member.name: member.rows_of(tree[member.name]) for member in listed}
-            self.trees[extra] = {**tree, **rows}
+            of_rows = {x.name: x.rows_of(tree[x.name]) for x in listed}
+            self.trees[extra] = {**tree, **of_rows}
         if self.made_run is not None:
             self.made_run.state = listed_states(core.states.by_param, listed)
         return [in_place_of.get(id(x), x) for x in members]
+
+    def _check_memory(self, members: list[Member], tables: list[Member]) -> None:
+        """Check that parameters with sparse gradients share no memory, unless all that step are where they were."""
+        if len(members) > 1:
+            addresses = list(map(Tensor.data_ptr, map(PARAM, members)))
+            present = addresses, list(map(id, tables))
+            if present != self.core.disjoint:
+                check_tables(self._who, members, tables)
+                self.core.disjoint = present
 
     def _with_slots(self) -> list[Member]:
         return [x for x in self.every if x.state and x.layout.keys]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -15,21 +15,20 @@ from gradtx.base.errors import Path, lacking
 from gradtx.base.plain import are_strided
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.extras import FUNCTION_KINDS, FUNCTIONS, is_by_leaf
-from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.execution.listed_rows import (
     DENSE,
     ListedRows,
     check_takes_rows,
     has_rows,
+    missing_rows,
     moving_slots,
+    with_zeros,
+    zeros_add_nothing,
 )
 from gradtx.pure import tree_plan as _plans
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.tree_run import TreeRun, UpdateCall
 from gradtx.state.nested import NestedState
-
-# Leaves of few sizes have few plans: rows of zeros are added up to a power of two, at least this one.
-LEAST_ROWS = 16
 
 
 class ListedTable(NamedTuple):
@@ -49,18 +48,13 @@ class ListedTable(NamedTuple):
 
     def gradient(self) -> Tensor:
         """Return the rows of the gradient."""
-        return self._extended(self.rows.values)
+        return with_zeros(self.rows.values, self.added)
 
     def rows_of(self, value: Any) -> Any:
         """Return the rows of a tensor that has one for each row of the leaf, or any other value as it is."""
         if not has_rows(value, self.shape[0]):
             return value
-        return self._extended(value.index_select(0, self.rows.index))
-
-    def _extended(self, rows: Tensor) -> Tensor:
-        if not self.added:
-            return rows
-        return torch.cat([rows, rows.new_zeros((self.added, *rows.shape[1:]))])
+        return with_zeros(value.index_select(0, self.rows.index), self.added)
 
     def with_rows(self, old: Any, rows: Any) -> Any:
         """Return a tensor with new rows; in place of any other value, the new one."""
@@ -82,11 +76,6 @@ class ListedTable(NamedTuple):
             is_coalesced=True,
             check_invariants=False,
         )
-
-
-def _missing_rows(count: int) -> int:
-    """Return how many rows a program with some rows does not have that runs other numbers of them, too."""
-    return max(1 << (count - 1).bit_length(), LEAST_ROWS) - count
 
 
 def computed(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
@@ -222,7 +211,7 @@ def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[ListedTable
         if gradient is not None and not are_strided([gradient])
     }
     moving: dict[str, list[Tensor]] = {}
-    adds_rows = adds_rows and _adds_nothing(run.route.walk())
+    adds_rows = adds_rows and zeros_add_nothing(run.route.walk())
     for name, gradient in gradients.items():
         leaf = _outline(run, name, gradient)
         operations = run.route.for_leaf(leaf)
@@ -236,16 +225,9 @@ def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[ListedTable
         rows = ListedRows.of(what, gradient, param)
         if moving[name]:
             rows = rows.with_moving(moving[name])
-        added = _missing_rows(len(rows.index)) if adds_rows else 0
+        added = missing_rows(len(rows.index)) if adds_rows else 0
         tables.append(ListedTable(name, gradient.shape, rows, added))
     return tables
-
-
-def _adds_nothing(operations: Iterable[Operation]) -> bool:
-    """Whether rows of zeros add nothing to sums: these are sums of gradients, which no link has changed."""
-    rules = [x for x in operations if isinstance(x, RuleOperation)]
-    have_sums = [operation.traits.has_sums for operation in rules]
-    return have_sums == sorted(have_sums, reverse=True)  # those with sums come first
 
 
 def _outline(run: TreeRun, name: str, gradient: Tensor) -> Leaf:

@@ -74,6 +74,7 @@ MOST_ROWS = 2**14  # of the plans that one structure keeps for other optimizers
 READS_SHAPE = "a rule reads the shape of its leaf"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
 PARTS_OF_ROWS = "it is sharded, and a rank has only a part of its rows"
+OTHER_PROGRAMS = "the number of its rows is another one in each step, and a sum behind its rules counts them"
 REDUCES_SHARD = (
     "it is sharded, and a reduction over a shard differs from one over the whole tensor"
 )
@@ -216,30 +217,39 @@ class Engine(ABC):
         last: Any = self.plans.pop(LISTED, None)
         if not members or self._is_off() or not self.runs_on(step.device):
             return [], members
-        fingerprint = listed_fingerprint(step, members)
-        leaves: list[Leaf] = []
-        alike: list[list[Member]] = []
-        plan: ListedPlan | None = None
-        try:
-            plan = None if last is None else last.of_others(members, fingerprint)
-        except Exception as error:
-            self._give_up(error)
-            return [], members
+        alone = [member for member in members if not member.has_program]
+        self._refuse(alone, OTHER_PROGRAMS)
+        planned = [member for member in members if member.has_program]
+        plan = self._listed_plan(step, planned, last) if planned else None
         if plan is None:
-            alike = [[member] for member in members]
+            return [], members
+        self.plans[LISTED] = plan
+        return plan.tasks, [*plan.rest, *alone]
+
+    def _listed_plan(
+        self, step: Step, members: list[ListedMember], last: ListedPlan | None
+    ) -> ListedPlan | None:
+        """Return the plan of listed rows, ready to run, given that of the last step; None if the engine gives up."""
+        fingerprint = listed_fingerprint(step, members)
+        plan: ListedPlan | None = None
+        leaves: list[Leaf] = []
+        if last is None or last.fingerprint != fingerprint:
+            last = None
             leaves = step.leaves.outlines(members)  # raises for invalid steps
         try:
+            if last is not None:
+                plan = last.of_others(members)
             if plan is None:
+                leaves = leaves or step.leaves.outlines(members)
+                alike: list[list[Member]] = [[member] for member in members]
                 kinds = self._kinds(alike, leaves, step, set())
                 bundles, rest = self._sorted_into_bundles(members, kinds, leaves, step)
-                plan = ListedPlan(fingerprint, members, bundles, rest, leaves)
+                plan = ListedPlan(fingerprint, members, bundles, rest)
                 plan.reasons = self.reasons
             self._begin(plan, step)
         except Exception as error:
-            self._give_up(error)
-            return [], members
-        self.plans[LISTED] = plan
-        return plan.tasks, plan.rest
+            return self._give_up(error)
+        return plan
 
     def _is_off(self) -> bool:
         """Whether leaves are to run one at a time."""
@@ -516,7 +526,7 @@ class Engine(ABC):
         if not step.all_have_gradients:
             plan.absent = [x for x in plan.rest if x.param.grad is None]
 
-    def _refuse(self, members: list[Member], reason: str) -> None:
+    def _refuse(self, members: Sequence[Member], reason: str) -> None:
         """Leave leaves to the next engine; an empty reason is none that users would care about."""
         if reason:
             self.reasons.update({member.name: reason for member in members})

@@ -44,20 +44,25 @@ def _spans(members: Iterable[Member]) -> list[Span]:
     of_kind: dict[Any, tuple[str, int] | None] = {}
     for member in members:
         for tensor in tensors_of(member):
-            if not isinstance(tensor, Tensor):
-                continue
-            tensor = local(tensor)
-            kind = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-            if kind not in of_kind:
-                has_memory = tensor.numel() > 0 and tensor.device.type != "meta"
-                bytes_of_kind = str(tensor.device), extent_of(tensor)
-                of_kind[kind] = bytes_of_kind if has_memory else None
-            device_and_size = of_kind[kind]
-            if device_and_size is not None:
-                device, size = device_and_size
-                start = tensor.data_ptr()
-                spans.append(Span(device, start, start + size, id(member)))
+            if isinstance(tensor, Tensor):
+                span = _span_of(local(tensor), id(member), of_kind)
+                spans += [] if span is None else [span]
     return spans
+
+
+def _span_of(tensor: Tensor, owner: int, of_kind: dict[Any, Any]) -> Span | None:
+    """Return the memory of a tensor, if it has some."""
+    kind = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+    if kind not in of_kind:
+        has_memory = tensor.numel() > 0 and tensor.device.type != "meta"
+        bytes_of_kind = str(tensor.device), extent_of(tensor)
+        of_kind[kind] = bytes_of_kind if has_memory else None
+    device_and_size = of_kind[kind]
+    if device_and_size is None:
+        return None
+    device, size = device_and_size
+    start = tensor.data_ptr()
+    return Span(device, start, start + size, owner)
 
 
 def extent_of(tensor: Tensor) -> int:
@@ -77,3 +82,36 @@ def have_overlap(addresses: list[int], extents: list[int]) -> bool:
         starts.append(start)
         ends.append(start + extent)
     return any(map(operator.gt, ends, starts[1:]))
+
+
+def check_tables(who: str, members: Iterable[Member], tables: Iterable[Member]) -> None:
+    """Check that parameters whose listed rows step share no memory with others that step.
+
+    The rows are copies until all have stepped, so that the last to be written back would undo the others.
+
+    Raises:
+        RuntimeError: If one does.
+    """
+    listed = set(map(id, tables))
+    of_kind: dict[Any, Any] = {}
+    spans: list[tuple[Span, Member]] = []
+    for member in members:
+        span = _span_of(local(member.param), id(member), of_kind)
+        spans += [] if span is None else [(span, member)]
+    reach: tuple[Span, Member] | None = None  # the span with the highest end so far
+    for span, member in sorted(spans, key=operator.itemgetter(0)):
+        if (
+            reach is None
+            or span.device != reach[0].device
+            or span.start >= reach[0].end
+        ):
+            reach = span, member
+            continue
+        other = reach[1]
+        if listed & {id(member), id(other)}:
+            table, other = (member, other) if id(member) in listed else (other, member)
+            raise RuntimeError(
+                f"{who}: parameter {table.name!r} has a sparse gradient, and shares memory with parameter "
+                f"{other.name!r}, which steps, too; pass one tensor that contains both, or omit sparse=True"
+            )
+        reach = max(reach, (span, member), key=lambda pair: pair[0].end)

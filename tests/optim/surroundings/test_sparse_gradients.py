@@ -12,6 +12,7 @@ from torch import nn
 
 import gradtx
 from gradtx.optim import offload
+from gradtx.optim.engine.base import OTHER_PROGRAMS
 from tests.optim.problems import assert_equal
 
 ROWS, WIDTH, STEPS = 10, 4, 5
@@ -434,6 +435,7 @@ def test_a_code_that_rows_share_is_refused_by_name_before_anything_is_written(st
 
 # Gradients that are no rows of their parameter.
 
+ROWS_OF_MANY = 150
 BAD = {
     "single entries": (lambda param: param.detach().to_sparse(), RuntimeError, "is sparse in 2 dimensions.*to_dense"),
     "a row behind the last": (lambda param: rows_of(param, [1, ROWS]), ValueError, f"row {ROWS}.* rows 0 to 9"),
@@ -465,6 +467,31 @@ def test_a_bad_gradient_is_an_error_that_names_the_table_and_changes_nothing(gra
         params[1].grad = rows_of(params[1], [1])
         optimizer.step()
     assert [optimizer.state[param]["step"] for param in params] == [4, 4, 4]
+
+
+def rows_of_ones(param, rows):
+    index = torch.tensor([rows])
+    return torch.sparse_coo_tensor(index, torch.ones(len(rows), *param.shape[1:]), param.shape, check_invariants=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sparse", [("p", "q"), ("p",), ("q",)], ids=str)
+def test_a_table_that_shares_rows_with_another_parameter_that_steps_is_one_named_error(sparse, way):
+    base = torch.zeros(20, 4)
+    named = {"p": nn.Parameter(base[:10]), "q": nn.Parameter(base[5:15])}
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1, momentum=0.9), named.items(), compile=way == "compiled")
+    for name, param in named.items():
+        param.grad = rows_of_ones(param, [6]) if name in sparse else torch.ones_like(param)
+    for _ in range(2):
+        with (
+            gradtx.eagerly() if way == "eager" else contextlib.nullcontext(),
+            pytest.raises(RuntimeError, match=r"'[pq]' has a sparse gradient, and shares memory with parameter '[pq]'"),
+        ):
+            optimizer.step()
+    assert not base.any()
+    named["q"].data = base[10:]  # which ends the matter
+    optimizer.step()
+    assert base.any()
 
 
 def test_rows_that_a_gradient_falsely_claims_to_have_coalesced_are_added_up():
@@ -891,3 +918,70 @@ def test_explain_says_how_many_rows_stepped_and_the_bytes_that_they_moved(compil
     param.grad = torch.ones_like(param)
     optimizer.step()
     assert optimizer.explain().rows == []
+
+
+# Programs.
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["lists", "kernels"])
+def test_few_programs_run_any_number_of_rows(compiled):
+    """A rule of a user may do something else for more rows, so it is recorded for each size: these are few."""
+    calls = []
+
+    @gradtx.per_tensor(elementwise=True)
+    def counted():
+        def update(update, state, param, ctx):
+            calls.append(len(update))
+            return -update, state
+
+        return update
+
+    param = table(ROWS_OF_MANY, (4,), torch.float64)
+    optimizer = gradtx.as_optimizer(counted(), [param], compile=compiled)
+    expected = param.detach().clone()
+    for count in range(1, 120):
+        param.grad = rows_of(param, list(range(count)))
+        expected -= param.grad.to_dense()
+        optimizer.step()
+    torch.testing.assert_close(param.detach(), expected)
+    assert set(calls) <= {16, 32, 64, 128}
+    assert len(calls) < 30
+
+
+def test_sums_behind_a_rule_count_the_listed_rows_alone():
+    """Rows of zeros that only fill up a leaf would add the steps that a rule makes of them."""
+
+    @gradtx.per_tensor(elementwise=True)
+    def plus_one():
+        return lambda update, state, param, ctx: (update + 1, state)
+
+    tx = gradtx.chain(plus_one(), gradtx.clip_by_global_norm(1.0), gradtx.scale(-1.0))
+    param = table(ROWS_OF_MANY, (4,), torch.float64)
+    before = param.detach().clone()
+    optimizer = gradtx.as_optimizer(tx, [param])
+    param.grad = rows_of(param, [0, 3, 7])
+    moved = param.grad.to_dense()[[0, 3, 7]] + 1
+    optimizer.step()
+    torch.testing.assert_close(before[[0, 3, 7]] - param.detach()[[0, 3, 7]], moved / (moved.norm() + 1e-6))
+    (way,) = optimizer.explain()
+    assert (way.way, way.reason) == ("alone", OTHER_PROGRAMS)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["lists", "kernels"])
+def test_tables_of_two_kinds_change_their_numbers_of_rows_independently(compiled):
+    """One has a program for any number of rows, the other one for few numbers."""
+    tx = gradtx.partition({"a": gradtx.adagrad(0.1), "b": gradtx.lazy_rows(gradtx.sgd(0.1))}, {"a": "a", "b": "b"})
+    params = {name: table(ROWS_OF_MANY, (4,), torch.float64) for name in "ab"}
+    twins = {name: torch.nn.Parameter(param.detach().clone()) for name, param in params.items()}
+    optimizer = gradtx.as_optimizer(tx, params.items(), compile=compiled)
+    others = torch.optim.Adagrad([twins["a"]], 0.1), torch.optim.SGD([twins["b"]], 0.1)
+    draw = random.Random(0)
+    for counts in ((3, 3), (70, 3), (70, 70), (2, 70), (130, 20), (9, 17)):
+        for name, count in zip("ab", counts, strict=True):
+            params[name].grad = rows_of(params[name], draw.sample(range(ROWS_OF_MANY), count))
+            twins[name].grad = params[name].grad.clone()
+        optimizer.step()
+        for other in others:
+            other.step()
+    for name in "ab":
+        torch.testing.assert_close(params[name], twins[name], rtol=1e-12, atol=1e-12)
