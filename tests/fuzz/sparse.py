@@ -46,7 +46,10 @@ class SparseCase(Case):
         rng = random.Random(f"listed {self.seed}")
         gradients: Gradients = []
         for step in self.gradients:
-            of_tables = {name: sparse(rng, step[name]) for name in self.tables if step[name] is not None}
+            of_tables: dict[str, Tensor | None] = {}
+            for name in self.tables:
+                gradient = step[name]
+                of_tables[name] = None if gradient is None else sparse(rng, gradient)
             gradients.append({**step, **of_tables})
         return Case(self.tx, self.params, gradients, self.extras, False)
 
