@@ -118,12 +118,12 @@ def check_tables(who: str, members: Iterable[Member], tables: Iterable[Member]) 
         reaching.append((span, member, param))
 
 
-def _share_entries(one: Tensor, other: Tensor) -> bool:
+def _share_entries(tensor: Tensor, other: Tensor) -> bool:
     """Whether tensors with overlapping memory share entries, as columns of one table do not; True if unknown."""
-    if not (one.ndim and other.ndim):
+    if not (tensor.ndim and other.ndim):
         return True
-    pitch = one.stride(0) * one.itemsize
+    pitch = tensor.stride(0) * tensor.itemsize
     if not pitch or pitch != other.stride(0) * other.itemsize:
         return True
-    distance = (other.data_ptr() - one.data_ptr()) % pitch
-    return distance < extent_of(one[0]) or distance + extent_of(other[0]) > pitch
+    distance = (other.data_ptr() - tensor.data_ptr()) % pitch
+    return distance < extent_of(tensor[0]) or distance + extent_of(other[0]) > pitch
