@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base.exact import exact_dtype
 from gradtx.combinators._spaces import Inside, Outside
-from gradtx.execution.execute import Leaf, Operation, Route, Steps
+from gradtx.execution.execute import Branch, Leaf, Operation, Route, Steps
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Scope
 from gradtx.execution.traits import Traits
@@ -43,7 +43,8 @@ def lazy_rows(tx: GradientTransformation, catch_up: bool = False):
 
     A row is an index of the first dimension, such as a word of an embedding. A row of zeros counts as one without a
     gradient. For sparse gradients, which list their rows, any transformation skips the others; this one also does so
-    for dense gradients, and in links whose momentum would move rows, as that of `sgd` does.
+    for dense gradients, and in links whose momentum would move rows, as that of `sgd` does. Neither do other rows add
+    anything to norms and other sums.
 
     With `catch_up`, a row that has missed $k$ steps makes up for them when it has a gradient again, before its step:
     averages with decay $\beta$ are multiplied by $\beta^k$, and weights by $(1 - \eta \lambda)^k$ with decoupled decay.
@@ -63,7 +64,7 @@ def lazy_rows(tx: GradientTransformation, catch_up: bool = False):
         TypeError: If a link of `tx` also processes leaves without a gradient, as `accumulate` does, or computes the
             gradient: put `lazy_rows` inside.
         ValueError: If a link of `tx` needs all rows of a leaf; with `catch_up`, also if a slot or a weight decay of it
-            is not known to be a decay.
+            is not known to be a decay, if a slot comes behind a momentum, or if a link inside counts steps itself.
 
     Example:
         >>> tx = gradtx.lazy_rows(gradtx.adamw(lr=0.1))
@@ -99,7 +100,30 @@ class LazyRows(Combinator):
             if operation.traits.moving_slot is not None:
                 standing = dataclasses.replace(operation.traits, moving_slot=None)
                 operation.traits = standing
-        return [enter, *inner, LeaveRows(enter)]
+        return [enter, *_with_zeros(inner, enter), LeaveRows(enter)]
+
+
+def _with_zeros(
+    operations: Iterable[Any], enter: EnterRows, is_first: bool = True
+) -> list[Any]:
+    """Return operations with zeros in rows without a gradient before each that sums, to which these add nothing."""
+    result: list[Any] = []
+    for operation in operations:
+        if isinstance(operation, Branch):
+            for route in operation.routes.values():
+                route.operations = _with_zeros(route.operations, enter, is_first)
+        elif not is_first and _may_sum(operation):
+            result.append(ZeroRows(enter))
+        result.append(operation)
+        is_first = False
+    return result
+
+
+def _may_sum(operation: Operation) -> bool:
+    """Whether an operation may sum over rows, or keep an update for a later one that does."""
+    traits = operation.traits
+    is_rule = isinstance(operation, RuleOperation) and operation.role == "op"
+    return traits.has_sums or traits.of_leaf or not (traits.elementwise and is_rule)
 
 
 def _decay_of(rules: list[RuleOperation]) -> list[RuleOperation]:
@@ -268,6 +292,23 @@ class RowsOutside(Outside):
     missed: Any = None
 
 
+class ZeroRows(RuleOperation):
+    """Undoes what decay and momentum have made of the updates of rows without a gradient."""
+
+    role = "zero"
+
+    def __init__(self, enter: EnterRows):
+        super().__init__(enter.rule, enter.stage)
+        self._enter = enter
+
+    def init(self, leaf: Leaf) -> None:
+        """Do nothing: `EnterRows` creates the slots."""
+
+    def _begin(self, leaf: Leaf) -> None:
+        outside: RowsOutside = leaf.saved[self._enter]
+        leaf.update = torch.where(outside.has_gradient, leaf.update, 0.0)
+
+
 class LeaveRows(RuleOperation):
     """Lets rows without a gradient stand still."""
 
@@ -328,7 +369,9 @@ class LeaveRows(RuleOperation):
 
 def _rules_of(operations: Iterable[Operation]) -> list[RuleOperation]:
     return [
-        operation for operation in operations if isinstance(operation, RuleOperation)
+        operation
+        for operation in operations
+        if isinstance(operation, RuleOperation) and not isinstance(operation, ZeroRows)
     ]
 
 

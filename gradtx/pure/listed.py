@@ -225,7 +225,9 @@ def _tables(call: UpdateCall, run: TreeRun, adds_rows: bool) -> list[ListedTable
         rows = ListedRows.of(what, gradient, param)
         if moving[name]:
             rows = rows.with_moving(moving[name])
-        added = missing_rows(len(rows.index)) if adds_rows else 0
+        # A table without rows has nothing that tells its slots from the empty marks of selectors.
+        adds = adds_rows and len(gradient) > 0
+        added = missing_rows(len(rows.index)) if adds else 0
         tables.append(ListedTable(name, gradient.shape, rows, added))
     return tables
 

@@ -273,6 +273,26 @@ def test_accumulate_around_it_steps_the_rows_of_all_gradients_of_a_cycle():
     assert dense[1].eq(0)
 
 
+SUMS = {
+    "the norm of all leaves": lambda: gradtx.chain(gradtx.trace(0.9), gradtx.clip_by_global_norm(0.1)),
+    "the norm of a leaf": lambda: gradtx.chain(gradtx.add_decayed_weights(0.5), gradtx.novograd(lr=0.1)),
+    "two branches": lambda: gradtx.graft(gradtx.lion(lr=0.1), gradtx.adamw(lr=0.1, weight_decay=0.5)),
+    "a part of the leaves": lambda: gradtx.chain(
+        gradtx.trace(0.9), gradtx.masked(gradtx.clip_by_norm(0.1), "table"), gradtx.scale(-0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("chain", SUMS)
+def test_rows_without_a_gradient_add_nothing_to_sums_over_rows(chain, way):
+    """Neither their momentum nor their weight decay does, which take part in dense gradients alone."""
+    tx = lazy_rows(SUMS[chain]())
+    dense, _ = trained(tx, False, way)
+    listed, _ = trained(tx, True, way)
+    torch.testing.assert_close(dense, listed, rtol=1e-11, atol=1e-12)
+
+
 @gradtx.per_tensor(elementwise=True)
 def scale_by_largest():
     """A rule whose `init` is a function, which says nothing of its slot."""
@@ -304,6 +324,26 @@ INVALID = {
         lambda: lazy_rows(gradtx.adam(weight_decay=0.1), catch_up=True),
         ValueError,
         "decoupled weight decay, but scale_by_adam follows this decay; use decoupled decay, as adamw",
+    ),
+    "slots that a function creates": (
+        lambda: lazy_rows(gradtx.gravity(), catch_up=True),
+        ValueError,
+        "catch_up does not know what a step without a gradient makes of 'the slots' of scale_by_gravity",
+    ),
+    "an average behind a momentum": (
+        lambda: lazy_rows(gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_adam()), catch_up=True),
+        ValueError,
+        "multiplies the slots of scale_by_adam by their decay, but those of trace, which comes before it, may move",
+    ),
+    "a clock inside": (
+        lambda: lazy_rows(gradtx.skip_nonfinite(gradtx.adamw()), catch_up=True),
+        ValueError,
+        r"skip_nonfinite inside of it counts its own; put lazy_rows inside, as in skip_nonfinite\(lazy_rows\(...\)\)",
+    ),
+    "a slot without rows": (
+        lambda: lazy_rows(gradtx.sm3(lr=0.1)),
+        ValueError,
+        r"slot 'accumulator_1' has shape \(1, 2\), without a row for each of the 3 of its leaf",
     ),
     "a slot of unknown decay": (
         lambda: lazy_rows(gradtx.adabelief(), catch_up=True),

@@ -10,7 +10,7 @@ import warnings
 
 from tqdm import tqdm
 
-from tests.fuzz import beside_torch, chains, edits, rules, states, watches, wide
+from tests.fuzz import beside_torch, chains, edits, rules, sparse, states, watches, wide
 
 KINDS = {
     "rules": rules.run,
@@ -23,6 +23,7 @@ KINDS = {
     "wide": wide.run,
     "poisoned wide": wide.run_poisoned,
     "watches": watches.run,
+    "sparse": sparse.run,
 }
 CASES = {
     "vmap": chains.drawn_case,
@@ -31,6 +32,7 @@ CASES = {
     "wide": wide.drawn_case,
     "poisoned wide": wide.drawn_case,
     "watches": watches.drawn_case,
+    "sparse": sparse.drawn_case,
 }
 
 

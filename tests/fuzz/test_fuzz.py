@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.pure import graph_node as graphs
-from tests.fuzz import beside_torch, chains, edits, rules, states, watches, wide, wrappers
+from tests.fuzz import beside_torch, chains, edits, rules, sparse, states, watches, wide, wrappers
 
 
 def by_night(seeds):
@@ -103,6 +103,12 @@ def test_random_nested_chains_keep_their_bits_under_a_watch(first):
 @pytest.mark.parametrize("seed", by_night(range(1, len(watches.PAIRS), 27)))
 def test_random_nested_chains_that_compile_keep_their_bits_under_a_watch(seed):
     watches.run(seed, "compiled")
+
+
+@pytest.mark.parametrize("first", [90, *by_night(range(0, 400, 10))])
+def test_random_chains_step_sparse_gradients_alike_in_all_ways_and_in_lazy_rows_as_dense_ones(first):
+    for seed in range(first, first + 10):
+        sparse.run(seed)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -562,3 +562,14 @@ def test_numbers_of_rows_share_plans(monkeypatch):
         gradient = sparse(range(count), values, shape=(1000, 4))
         _, state = tx.update({"w": gradient}, state, params)
     assert len(made) <= 4
+
+
+def test_a_table_without_rows_keeps_the_mark_of_a_selector():
+    tx = gradtx.masked(gradtx.adam(lr=0.1), lambda name, param: param.ndim > 1)
+    params = {"none": torch.zeros(0, 3), "w": torch.ones(2, 3)}
+    state = tx.init(params)
+    grads = {"none": torch.zeros(0, 3).to_sparse(1), "w": torch.ones(2, 3)}
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+    assert state["masked"]["members"]["none"].shape == (0,)
+    assert updates["none"].shape == (0, 3)
