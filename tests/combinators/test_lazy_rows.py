@@ -328,7 +328,7 @@ INVALID = {
     "slots that a function creates": (
         lambda: lazy_rows(gradtx.gravity(), catch_up=True),
         ValueError,
-        "catch_up does not know what a step without a gradient makes of 'the slots' of scale_by_gravity",
+        "catch_up does not know what a step without a gradient makes of 'v' of scale_by_gravity",
     ),
     "an average behind a momentum": (
         lambda: lazy_rows(gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_adam()), catch_up=True),
