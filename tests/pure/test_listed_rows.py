@@ -395,6 +395,15 @@ def test_parameters_that_require_gradients_take_rows(recorded):
     assert_close(after.detach(), trained(tx, PARAMS, GRADIENTS[:1])[0]["table"])
 
 
+@pytest.fixture
+def dynamo():
+    """Dynamo skips functions for the rest of a process once it has met a sparse tensor in them."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("dynamo")
 def test_a_compiled_step_takes_rows_outside_of_the_graph():
     tx = gradtx.sparse_adam(lr=0.1)
 
