@@ -15,15 +15,21 @@ import argparse
 import ctypes
 import gc
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 import torch
 from common import SEED, interleaved, machine, ratio
 from torch import Tensor
 
 import gradtx
+from tests.memory import most_of, sizes_of
 
 WIDTH, TABLE, ROWS = 64, 1_000_000, 1024
 GRADIENTS = 8  # which all contestants take in turn
@@ -204,20 +210,6 @@ def sizes(rounds: int) -> None:
     _by_size([(TABLE, count) for count in counts], rounds)
 
 
-def peak(step: Callable[[], object]) -> int:
-    """Return the most bytes that a step holds at a time, beyond those before it."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    results: Any = profile.profiler
-    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
 @part
 def memory(rounds: int) -> None:
     """The most bytes that a step holds, besides weights, gradient and state."""
@@ -239,7 +231,7 @@ def memory(rounds: int) -> None:
         contestant = Contestant.of(make, own)
         for _ in range(3):
             contestant.step()
-        most = peak(contestant.step)
+        most = most_of(sizes_of(contestant.step))
         print(f"  {name:44}{most / MIB:>9.2f}{most / of_rows:>23.1f}")
         del contestant
         release()

@@ -50,16 +50,13 @@ class ListedMember(Member):
     has_program: bool
 
     @classmethod
-    def of(
-        cls, who: str, table: Member, operations: Iterable[Operation]
-    ) -> ListedMember:
+    def of(cls, who: str, table: Member, operations: list[Operation]) -> ListedMember:
         """Return the rows of a parameter that its gradient lists, or that move without a gradient.
 
         Raises:
             RuntimeError, ValueError: If the gradient does not consist of rows of the parameter, or if an operation
                 needs all rows.
         """
-        operations = list(operations)
         check_takes_rows(who, table.name, operations)
         _check_codes(who, table)
         what = f"{who}: the gradient of parameter {table.name!r}"

@@ -94,7 +94,7 @@ def test_momentum_of_sgd_stands_still_in_rows_without_a_gradient(is_sparse, way)
 
 @gradtx.per_tensor(elementwise=True, needs="params")
 def move_to_the_sign(rate: gradtx.Scalar = 0.1):
-    """A rule of one's own, whose slot follows the weights."""
+    """A user's rule, whose slot follows the weights."""
 
     def update(update, state, param, ctx):
         anchor = 0.5 * state["anchor"] + 0.5 * param

@@ -1,16 +1,15 @@
 """Memory of loads and first steps, as the allocator hands it out; what a load leaves as it was: a state, or a plan."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import gradtx
 from gradtx.execution.runs import OwnMemory
 from gradtx.optim.engine.step_plan import StepPlan
 from gradtx.state import codes
+from tests.memory import most_of, sizes_of
 
 ENTRIES = 1 << 16
 LEAVES = 4
@@ -21,15 +20,8 @@ SLACK = 1 << 14
 
 def peak_of(call):
     """Return the bytes that a call needs at its peak beyond what was there before, and those that stay."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    profiler: Any = seen.profiler
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    present = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        present += event.nbytes()
-        peak = max(peak, present)
-    return peak, present
+    sizes = sizes_of(call)
+    return most_of(sizes), sum(sizes)
 
 
 def leaf(entries, dtype):

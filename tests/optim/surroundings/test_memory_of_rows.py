@@ -1,11 +1,10 @@
 """What a step with a sparse gradient holds in memory besides weights, gradient and state: rows, never a table."""
 
-from typing import Any
-
 import pytest
 import torch
 
 import gradtx
+from tests.memory import most_of, sizes_of
 
 TABLE, WIDTH, ROWS = 100_000, 64, 128
 OF_ROWS = ROWS * WIDTH * 4
@@ -30,25 +29,6 @@ MOVING = {
     "accumulate": gradtx.accumulate(gradtx.sparse_adam(LR), every=2),
     "accumulate, lazy_rows": gradtx.accumulate(gradtx.lazy_rows(gradtx.adamw(LR)), every=2),
 }
-
-
-def sizes_of(call):
-    """The bytes of all allocations of a call, and those of releases as negative numbers, in order."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        call()
-    profiler: Any = profile.profiler
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-
-
-def most_of(sizes):
-    """The most bytes that are held at a time."""
-    held = most = 0
-    for size in sizes:
-        held += size
-        most = max(most, held)
-    return most
 
 
 class Steps:
